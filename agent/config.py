@@ -1,28 +1,17 @@
-"""The one YAML file that steers the agent: its schema, its reader and its faults.
+"""What the one YAML file that steers the agent may say; `config_file.load` reads it.
 
 Every section is frozen, every key has a default that works, and a key the schema does not know is
-refused. `load` reports each fault with file, line, key and what was expected.
+refused. The sentence under a key is its description in editors and in `configs/default.yaml`.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-
-from agent.errors import InvalidConfig
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 #: Environment variables that fill secrets; they win over the file so that files can be shared.
 SECRETS = {
@@ -33,63 +22,109 @@ SECRETS = {
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+Text = Annotated[str, Field(min_length=1)]
+Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 
 
 class Section(BaseModel):
     """A frozen part of the configuration that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # it might be a secret
+        use_attribute_docstrings=True,
+    )
+
+
+def _refuse(contradictions: Iterable[str]) -> None:
+    found = list(contradictions)
+    if found:
+        raise ValueError("\n".join(found))  # one fault a line
 
 
 class KafkaConfig(Section):
     """How to reach Kafka, and the topics."""
 
-    bootstrap_servers: Annotated[str, Field(min_length=1)] = "localhost:9092"
-    group_id: Annotated[str, Field(min_length=1)] = "tta-agent"
-    frames_topic: str = "frames"
-    verdicts_topic: str = "verdicts"
-    dead_letter_topic: str = "frames.dead-letter"
+    bootstrap_servers: Text = "localhost:9092"
+    """Brokers to ask for the cluster, as host:port with commas between."""
+    group_id: Text = "tta-agent"
+    """Consumer group; agents of one group share the partitions."""
+    frames_topic: Topic = "frames"
+    """Topic that frames are read from."""
+    verdicts_topic: Topic = "verdicts"
+    """Topic that verdicts are written to."""
+    dead_letter_topic: Topic = "frames.dead-letter"
+    """Topic that frames which cannot be read are written to, with the reason in headers."""
     auto_offset_reset: Literal["earliest", "latest"] = "earliest"
+    """Where a group without committed offsets begins."""
     session_timeout_s: Seconds = 45.0
+    """Seconds without a heartbeat after which the broker gives our partitions to others."""
     max_poll_interval_s: Seconds = 300.0
+    """Seconds a batch may take before the agent counts as stuck and leaves the group."""
     delivery_timeout_s: Seconds = 30.0
+    """Seconds to wait until the broker acknowledges what was sent."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """How the connection is encrypted (SSL) and authenticated (SASL)."""
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    """How the password is presented; needed with SASL."""
     sasl_username: str | None = None
+    """User name; needed with SASL."""
     sasl_password: SecretStr | None = None
+    """Needed with SASL; better set by the environment variable TTA_KAFKA_SASL_PASSWORD."""
     ssl_ca_file: str | None = None
+    """Certificate authorities to trust, as PEM; null trusts those of the system."""
     ssl_certificate_file: str | None = None
+    """The agent's own certificate, as PEM, where brokers ask for one."""
     ssl_key_file: str | None = None
+    """The private key of that certificate, as PEM."""
     ssl_key_password: SecretStr | None = None
+    """What unlocks the key; better set by the environment variable TTA_KAFKA_SSL_KEY_PASSWORD."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.security_protocol.startswith("SASL"):
-            missing = [
-                key
-                for key in ("sasl_mechanism", "sasl_username", "sasl_password")
-                if getattr(self, key) is None
-            ]
-            if missing:
-                raise ValueError(
-                    f"security_protocol {self.security_protocol} also needs {', '.join(missing)}"
-                )
-        if self.frames_topic in (self.verdicts_topic, self.dead_letter_topic):
-            raise ValueError("frames_topic must differ from the topics that are written to")
+        _refuse(self._contradictions())
         return self
+
+    def _contradictions(self) -> Iterable[str]:
+        protocol = self.security_protocol
+        sasl = ("sasl_mechanism", "sasl_username", "sasl_password")
+        missing = [key for key in sasl if getattr(self, key) is None]
+        if protocol.startswith("SASL") and missing:
+            yield f"security_protocol {protocol} also needs {', '.join(missing)}"
+        # Secrets are left out: a variable that is set for every agent contradicts nobody.
+        unused = [] if protocol.startswith("SASL") else ["sasl_mechanism", "sasl_username"]
+        if not protocol.endswith("SSL"):
+            unused += ["ssl_ca_file", "ssl_certificate_file", "ssl_key_file"]
+        for key in unused:
+            if getattr(self, key) is not None:
+                yield f"security_protocol {protocol} makes no use of {key}"
+        if (self.ssl_certificate_file is None) != (self.ssl_key_file is None):
+            yield "ssl_certificate_file and ssl_key_file need each other"
+        if self.frames_topic in (self.verdicts_topic, self.dead_letter_topic):
+            yield "frames_topic must differ from the topics that are written to"
+        if self.verdicts_topic == self.dead_letter_topic:
+            yield "verdicts_topic and dead_letter_topic must differ"
 
 
 class SourceConfig(Section):
     """Where frames come from."""
 
     kind: Literal["kafka", "directory", "video"] = "kafka"
-    path: Annotated[str | None, Field(description="Folder of images or video file.")] = None
-    camera: Annotated[str, Field(description="Camera id for directory and video.")] = "camera-0"
+    """Kafka, a folder of images, or a video file."""
+    path: str | None = None
+    """Folder of images or video file; needed for those two."""
+    camera: Text = "camera-0"
+    """Camera id of frames from a folder or a video."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.kind != "kafka" and self.path is None:
             raise ValueError(f"kind {self.kind} also needs path")
+        if self.kind == "kafka" and self.path is not None:
+            raise ValueError("kind kafka makes no use of path")
         return self
 
 
@@ -97,40 +132,54 @@ class SinkConfig(Section):
     """Where verdicts and dead letters go."""
 
     kind: Literal["kafka", "jsonl"] = "kafka"
+    """Kafka, or one JSON object a line on standard output."""
 
 
 class DecodeConfig(Section):
     """Bounds on a frame, checked before its pixels are allocated."""
 
     max_bytes: Positive = 8 * 1024 * 1024
+    """Bytes of an encoded frame; larger ones are dead-lettered."""
     max_pixels: Positive = 40_000_000
+    """Pixels of a frame; larger ones are dead-lettered."""
     workers: Positive = 2
+    """Threads that decode."""
 
 
 class BatchConfig(Section):
     """How many frames are encoded together, and how long the first of them waits."""
 
     max_size: Positive = 32
+    """Frames in a batch, at most."""
     max_wait_ms: Annotated[float, Field(ge=0)] = 50.0
+    """Milliseconds the first frame of a batch waits for others."""
 
 
 class ModelConfig(Section):
     """The open_clip model, the operator's labels and the prompts."""
 
-    name: Annotated[
-        str, Field(description="'offline', or any open_clip architecture such as ViT-B-16.")
-    ] = "offline"
-    pretrained: Annotated[
-        str | None, Field(description="Hub tag such as 'openai', or a checkpoint file.")
-    ] = None
+    name: Text = "offline"
+    """'offline' for the checkpoint that is shipped, or any open_clip architecture: ViT-B-16."""
+    pretrained: str | None = None
+    """Hub tag such as 'openai', or a checkpoint file; null for the offline checkpoint."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the image encoder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    labels: Annotated[
-        list[str], Field(min_length=2, description="The operator's own labels, two or more.")
-    ] = ["person", "dog", "cat", "bird", "bicycle", "car", "truck", "bus", "boat", "airplane"]
-    templates: Annotated[
-        list[str], Field(min_length=1, description="Prompts; '{}' stands for the label.")
-    ] = [
+    """Where the model runs; auto takes CUDA where there is one."""
+    labels: Annotated[list[str], Field(min_length=2)] = [
+        "person",
+        "dog",
+        "cat",
+        "bird",
+        "bicycle",
+        "car",
+        "truck",
+        "bus",
+        "boat",
+        "airplane",
+    ]
+    """The operator's own labels, two or more."""
+    templates: Annotated[list[str], Field(min_length=1)] = [
         "itap of a {}.",
         "a bad photo of the {}.",
         "a origami {}.",
@@ -139,24 +188,26 @@ class ModelConfig(Section):
         "art of the {}.",
         "a photo of the small {}.",
     ]
+    """Prompts whose text features are averaged; '{}' stands for the label."""
 
     @field_validator("labels")
     @classmethod
     def _distinct(cls, labels: list[str]) -> list[str]:
-        blank = [label for label in labels if not label.strip()]
         twice = sorted({label for label in labels if labels.count(label) > 1})
-        if blank:
+        if not all(label.strip() for label in labels):
             raise ValueError("a label is empty")
         if twice:
-            raise ValueError(f"labels given twice: {', '.join(twice)}")
+            raise ValueError(f"labels given twice: {', '.join(map(repr, twice))}")
         return labels
 
     @field_validator("templates")
     @classmethod
     def _have_a_place(cls, templates: list[str]) -> list[str]:
-        for template in templates:
-            if template.count("{}") != 1 or template.replace("{}", "").count("{"):
-                raise ValueError(f"a template needs exactly one {{}}: {template!r}")
+        _refuse(
+            f"a template needs exactly one {{}}: {template!r}"
+            for template in templates
+            if template.count("{}") != 1 or template.replace("{}", "").count("{")
+        )
         return templates
 
     @model_validator(mode="after")
@@ -165,7 +216,7 @@ class ModelConfig(Section):
             raise ValueError("the offline checkpoint has its own weights: remove pretrained")
         if self.name != "offline" and self.pretrained is None:
             raise ValueError(
-                f"{self.name} without pretrained would run random weights: "
+                f"{self.name!r} without pretrained would run random weights: "
                 "name a hub tag or a checkpoint file"
             )
         return self
@@ -175,51 +226,55 @@ class AdaptConfig(Section):
     """Which strategy adapts, and what it may spend."""
 
     strategy: Literal["continual", "frozen"] = "continual"
-    budget: Annotated[
-        float, Field(ge=0, le=1, description="Adaptation time as a share of inference time.")
-    ] = 0.10
-    audit: Annotated[
-        Fraction,
-        Field(description="Share of batches also encoded without alignment, to watch the adapter."),
-    ] = 0.05
-    max_domains: Positive = 16
-    seed: int = 0
+    """How the model follows its domain; frozen does not, and is the baseline."""
+    budget: Fraction = 0.10
+    """Adaptation time as a share of inference time."""
+    audit: Fraction = 0.05
+    """Share of batches also encoded without alignment, to watch the adapter."""
+    max_domains: Annotated[int, Field(gt=0, le=64)] = 16
+    """Domains that are remembered; each has an adapter of its own."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of everything random."""
 
 
 class OodConfig(Section):
     """When a frame counts as unknown."""
 
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of normal frames that may be flagged as unknown."""
 
 
 class DriftConfig(Section):
     """How drift is measured."""
 
     window: Annotated[int, Field(ge=32)] = 256
+    """Frames of a camera that are compared with the reference."""
 
 
 class HttpConfig(Section):
     """The port of /metrics, /healthz and /readyz."""
 
-    host: str = "127.0.0.1"
+    host: Text = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9108
-    stalled_after_s: Annotated[
-        Seconds, Field(description="/healthz fails when the loop stands still for so long.")
-    ] = 60.0
-    max_cameras: Annotated[
-        Positive, Field(description="Cameras with series of their own; the rest share 'other'.")
-    ] = 200
+    """Port to listen on; 0 takes any that is free."""
+    stalled_after_s: Seconds = 60.0
+    """/healthz fails when the loop stands still for so many seconds."""
+    max_cameras: Positive = 200
+    """Cameras with series of their own in /metrics; the rest share 'other'."""
 
 
 class LogConfig(Section):
     """What is logged to standard error, and how."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged."""
     format: Literal["json", "text"] = "json"
+    """One JSON object a line for machines, or text for people."""
 
 
 class Config(Section):
-    """The whole file."""
+    """Configuration of the streaming test-time adaptation agent."""
 
     source: SourceConfig = SourceConfig()
     kafka: KafkaConfig = KafkaConfig()
@@ -227,11 +282,18 @@ class Config(Section):
     decode: DecodeConfig = DecodeConfig()
     batch: BatchConfig = BatchConfig()
     model: ModelConfig = ModelConfig()
-    calibration: Annotated[
-        str | None, Field(description="The file that 'tta-agent calibrate' wrote.")
-    ] = None
+    calibration: str | None = None
+    """The file that 'tta-agent calibrate' wrote; null learns the threshold on the way."""
     adapt: AdaptConfig = AdaptConfig()
     ood: OodConfig = OodConfig()
     drift: DriftConfig = DriftConfig()
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()
+
+
+def fingerprint(config: Config) -> str:
+    """Twelve hex digits that differ when anything but a secret differs."""
+    dump = config.model_dump(mode="json")
+    for section, key in SECRETS.values():
+        del dump[section][key]
+    return hashlib.sha256(json.dumps(dump, sort_keys=True).encode()).hexdigest()[:12]

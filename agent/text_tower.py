@@ -20,7 +20,7 @@ def embed(tower: Any, tokens_BL: Tensor) -> Tensor:
 
 
 def truncate(tokens_BL: Tensor) -> Tensor:
-    """Cut the columns behind the longest end-of-text token; causal attention never looks at them."""
+    """Cut the columns behind the longest end-of-text token, which nothing attends to."""
     return tokens_BL[:, : int(tokens_BL.argmax(dim=1).max()) + 1]
 
 

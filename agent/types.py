@@ -22,7 +22,7 @@ class Partition(NamedTuple):
     """One ordered log of records."""
 
     topic: str
-    index: int
+    number: int
 
 
 class FrameId(NamedTuple):

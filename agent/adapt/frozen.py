@@ -1,0 +1,54 @@
+"""Do nothing: the zero-shot model as it was loaded. The baseline, and the rollback target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from agent.adapt.strategy import Observation, Outcome
+from agent.encode import Encoder
+
+
+class Frozen:
+    """Encodes with the source model and answers with the zero-shot prompt."""
+
+    name: ClassVar[str] = "frozen"
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def encode(self, pixels_BCHW: Tensor, domains: Sequence[int]) -> Tensor:
+        """The source features."""
+        return self._encoder.encode_image(pixels_BCHW)
+
+    def step(self, seen: Observation) -> Tensor:
+        """The zero-shot logits."""
+        return seen.logits_BK
+
+    def learn(self) -> Outcome | None:
+        """Nothing to do, ever."""
+        return None
+
+    def aligned(self, domain: int) -> bool:
+        """Never."""
+        return False
+
+    def version(self, domain: int) -> int:
+        """Always zero."""
+        return 0
+
+    def distance(self, domain: int) -> float:
+        """Always zero."""
+        return 0.0
+
+    def reset(self, domain: int | None = None) -> None:
+        """Nothing to undo."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing to keep."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to restore."""

@@ -1,0 +1,156 @@
+"""Puts the parts together as the configuration says. Only commands call this."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent import encode
+from agent.adapt.budget import Budget
+from agent.adapt.build import STRATEGIES
+from agent.adapt.domains import DomainConfig, DomainMemory
+from agent.adapt.guard import Guard, GuardConfig
+from agent.adapt.strategy import ZeroShot
+from agent.batch import Batcher
+from agent.calibration import Calibration, subject_of
+from agent.config import Config, ModelConfig, fingerprint
+from agent.decode import Decoder
+from agent.encode import Encoder
+from agent.health import Health, StatusApp, serve
+from agent.metrics import Metrics
+from agent.pipeline import QUEUE_BATCHES, Pipeline
+from agent.recognize import Clocks, Recognizer
+from agent.score.drift import DriftMonitor
+from agent.score.threshold import Thresholds
+from agent.sinks import Sink
+from agent.sinks.jsonl import JsonlSink
+from agent.sinks.kafka import KafkaSink
+from agent.sources import Source
+from agent.sources.directory import DirectorySource
+from agent.sources.kafka import KafkaSource
+from agent.sources.video import VideoSource
+
+_CLOCKS = Clocks(monotonic=time.monotonic, wall=time.time)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A running agent's parts that its caller may touch."""
+
+    pipeline: Pipeline
+    metrics: Metrics
+    health: Health
+    port: int
+
+
+@contextmanager
+def agent(config: Config) -> Iterator[Agent]:
+    """Build everything, release it on exit. Probes answer while the model still loads.
+
+    Raises:
+        AgentError: a part cannot be had; the message says what to do.
+    """
+    with ExitStack() as stack:
+        metrics = Metrics(config.http.max_cameras)
+        health = Health(time.monotonic, config.http.stalled_after_s)
+        server = serve(StatusApp(health, metrics.registry), config.http)
+        stack.callback(server.close)
+        encoder = encode.load(config.model)
+        recognizer = _recognizer(config, encoder, metrics)
+        health.model_loaded = True
+
+        size = encoder.preprocess.size
+        decoder = Decoder(config.decode, size, encoder.preprocess.crop_ratio)
+        stack.callback(decoder.close)
+        sink = _sink(config)
+        stack.callback(sink.close)
+        source = _source(config)
+        stack.callback(source.close)
+        pipeline = Pipeline(
+            source,
+            decoder,
+            Batcher(config.batch, decoder, time.monotonic),
+            recognizer,
+            sink,
+            queue_limit=QUEUE_BATCHES * config.batch.max_size,
+            health=health,
+            metrics=metrics,
+            clock=time.monotonic,
+        )
+        metrics.config_info.info(
+            {
+                "fingerprint": fingerprint(config),
+                "strategy": config.adapt.strategy,
+                "model": encoder.name,
+            }
+        )
+        metrics.config_last_success.set_to_current_time()
+        yield Agent(pipeline, metrics, health, server.port)
+
+
+def zero_shot(
+    encoder: Encoder,
+    model: ModelConfig,
+    temperature: float = 1.0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ZeroShot:
+    """Encode the operator's labels; warns of words that the checkpoint was never taught."""
+    unknown = encoder.unknown_labels(model.labels)
+    if unknown:
+        _log.warning(
+            "the offline checkpoint was never taught some words of these labels and will "
+            "recognise them poorly: %s",
+            ", ".join(unknown),
+        )
+    return ZeroShot(
+        labels=tuple(model.labels),
+        templates_TKD=encoder.encode_labels(model.labels, model.templates, progress),
+        scale=encoder.logit_scale / temperature,
+    )
+
+
+def _recognizer(config: Config, encoder: Encoder, metrics: Metrics) -> Recognizer:
+    normal = None
+    if config.calibration is not None:
+        normal = Calibration.load(Path(config.calibration), subject_of(encoder, config.model))
+    labels = zero_shot(encoder, config.model, normal.temperature if normal else 1.0)
+    strategy = STRATEGIES[config.adapt.strategy](
+        encoder, labels, normal.moments if normal else None, config.adapt.seed
+    )
+    return Recognizer(
+        encoder,
+        labels,
+        strategy,
+        domains=DomainMemory(
+            DomainConfig(max_domains=config.adapt.max_domains), normal.style if normal else None
+        ),
+        thresholds=Thresholds(config.ood.false_alarm_rate, normal.energies if normal else None),
+        drift=DriftMonitor(config.drift.window, normal.drift if normal else None),
+        guard=Guard(GuardConfig()),
+        budget=Budget(config.adapt.budget, time.monotonic),
+        audit=config.adapt.audit,
+        metrics=metrics,
+        clocks=_CLOCKS,
+    )
+
+
+def _source(config: Config) -> Source:
+    records = config.batch.max_size
+    path = Path(config.source.path or "")
+    if config.source.kind == "directory":
+        return DirectorySource.open(path, config.source.camera, config.decode.max_bytes, records)
+    if config.source.kind == "video":
+        return VideoSource.open(path, config.source.camera, records)
+    return KafkaSource.connect(config.kafka, config.decode.max_bytes, records)
+
+
+def _sink(config: Config) -> Sink:
+    if config.sink.kind == "jsonl":
+        return JsonlSink(sys.stdout)
+    return KafkaSink.connect(config.kafka)

@@ -1,0 +1,60 @@
+"""The command `calibrate`: a folder of normal frames in, a calibration file out."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from agent import encode
+from agent.assemble import zero_shot
+from agent.calibration import calibrate, subject_of
+from agent.config import Config
+from agent.decode import decode
+from agent.errors import InvalidFrame
+from agent.produce import images_under
+from agent.types import FrameId, Record
+
+_log = logging.getLogger(__name__)
+
+
+def calibrate_folder(config: Config, folder: Path, out: Path) -> None:
+    """Measure every readable image under `folder` and write `out`.
+
+    Raises:
+        AgentError: there is no model, or there are too few readable images.
+    """
+    paths = images_under(folder)
+    encoder = encode.load(config.model)
+    labels = zero_shot(encoder, config.model)
+    preprocess = encoder.preprocess
+    images = []
+    with Progress(console=Console(stderr=True)) as progress:
+        reading = progress.add_task("reading", total=len(paths))
+        for index, path in enumerate(paths):
+            record = Record(FrameId(folder.name, 0, index), None, path.read_bytes(), (), 0.0)
+            try:
+                frame = decode(record, config.decode, preprocess.size, preprocess.crop_ratio)
+            except InvalidFrame as error:
+                _log.warning("%s is left out: %s", path, error)
+            else:
+                images.append(frame.pixels)
+            progress.advance(reading)
+        measuring = progress.add_task("measuring", total=len(images))
+        measured = calibrate(
+            encoder,
+            labels,
+            images,
+            subject_of(encoder, config.model),
+            lambda done, total: progress.update(measuring, completed=done, total=total),
+        )
+    measured.save(out)
+    rate = config.ood.false_alarm_rate
+    print(
+        f"calibrated on {measured.frames} of {len(paths)} images: temperature "
+        f"{measured.temperature:.3g}, energy threshold "
+        f"{measured.energies.threshold(rate):.3f} at a false-alarm rate of {rate:.0%}\n"
+        f"written to {out}; name it under 'calibration' in the configuration"
+    )

@@ -1,0 +1,193 @@
+"""What is normal, measured once on a folder of the operator's own frames, without labels.
+
+The file is safetensors with JSON in its header. It belongs to one checkpoint and one set of labels
+and prompts, and says so; with others it is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from agent.adapt.alignment import Alignment, Moments
+from agent.adapt.domains import StyleReference, style
+from agent.adapt.strategy import ZeroShot
+from agent.config import ModelConfig
+from agent.encode import Encoder
+from agent.errors import InvalidConfig
+from agent.score.drift import DriftReference
+from agent.score.ood import energy
+from agent.score.threshold import EnergyReference
+
+FORMAT = "tta-calibration-1"
+#: Fewer frames than this say too little of what is normal.
+MIN_FRAMES = 16
+#: Features kept for the drift reference.
+MAX_FEATURES = 1024
+BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Measured on normal frames; `frames` of them.
+
+    `temperature` divides the checkpoint's logit scale. `moments` are what the normalisation layers
+    see, the reference for LayerNorm towers.
+    """
+
+    subject: str
+    frames: int
+    temperature: float
+    energies: EnergyReference
+    style: StyleReference
+    drift: DriftReference
+    moments: Moments
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        tensors = {
+            "energies": self.energies.sorted_N,
+            "style.mean": self.style.mean,
+            "style.deviation": self.style.deviation,
+            "drift.features": self.drift.features_ND,
+            "drift.probabilities": self.drift.probabilities_NK,
+            "moments.mean": self.moments.mean,
+            "moments.variance": self.moments.variance,
+        }
+        header = {
+            "format": FORMAT,
+            "subject": self.subject,
+            "frames": str(self.frames),
+            "temperature": json.dumps(self.temperature),
+        }
+        part = path.with_name(path.name + ".part")
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, part, metadata=header)
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, subject: str) -> Calibration:
+        """Read the file that was made for this subject.
+
+        Raises:
+            InvalidConfig: it is not there, is not a calibration, or was made for another
+                checkpoint, other labels or other templates.
+        """
+        if not path.is_file():
+            raise InvalidConfig(
+                [f"calibration: {path} is not a file; make it with tta-agent calibrate"]
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if header.get("format") != FORMAT:
+                raise InvalidConfig([f"calibration: {path} is not of format {FORMAT}"])
+            if header["subject"] != subject:
+                raise InvalidConfig(
+                    [
+                        f"calibration: {path} was made for another checkpoint, other labels or "
+                        "other templates; run tta-agent calibrate again"
+                    ]
+                )
+            return cls(
+                subject=subject,
+                frames=int(header["frames"]),
+                temperature=float(header["temperature"]),
+                energies=EnergyReference(tensors["energies"]),
+                style=StyleReference(tensors["style.mean"], tensors["style.deviation"]),
+                drift=DriftReference(tensors["drift.features"], tensors["drift.probabilities"]),
+                moments=Moments(
+                    tensors["moments.mean"], tensors["moments.variance"], int(header["frames"])
+                ),
+            )
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise InvalidConfig([f"calibration: {path} cannot be read: {error}"]) from error
+
+
+def subject_of(encoder: Encoder, model: ModelConfig) -> str:
+    """Hash of what a calibration depends on: checkpoint, labels and templates."""
+    words = json.dumps([encoder.fingerprint, model.labels, model.templates])
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def calibrate(
+    encoder: Encoder,
+    zero_shot: ZeroShot,
+    images: Sequence[NDArray[np.uint8]],
+    subject: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Calibration:
+    """Measure images of shape (H, W, 3) at the model's size; `zero_shot` has temperature 1.
+
+    Raises:
+        InvalidConfig: there are too few.
+    """
+    if len(images) < MIN_FRAMES:
+        raise InvalidConfig(
+            [f"calibration needs {MIN_FRAMES} readable images or more, got {len(images)}"]
+        )
+    alignment = Alignment(encoder.visual)
+    features, views, styles = [], [], []
+    moments: Moments | None = None
+    for start in range(0, len(images), BATCH):
+        pixels_BCHW = encoder.to_device(images[start : start + BATCH])
+        with alignment.measured(align=False) as measured:
+            features.append(encoder.encode_image(pixels_BCHW))
+        moments = measured[0] if moments is None else moments.merged(measured[0])
+        views.append(encoder.encode_image(_other_view(pixels_BCHW)))
+        styles.append(style(pixels_BCHW))
+        progress(min(start + BATCH, len(images)), len(images))
+    features_ND, views_ND = torch.cat(features), torch.cat(views)
+    temperature = fit_temperature(zero_shot.logits(features_ND), zero_shot.logits(views_ND))
+    logits_NK = zero_shot.logits(features_ND) / temperature
+    kept = features_ND[:MAX_FEATURES]
+    if moments is None:  # unreachable with MIN_FRAMES > 0; keeps the type honest
+        raise InvalidConfig(["calibration needs images"])
+    return Calibration(
+        subject=subject,
+        frames=len(images),
+        temperature=temperature,
+        energies=EnergyReference.of(energy(logits_NK)),
+        style=StyleReference.of(torch.cat(styles).cpu()),
+        drift=DriftReference(kept.cpu(), logits_NK[:MAX_FEATURES].softmax(-1).cpu()),
+        moments=moments,
+    )
+
+
+def fit_temperature(first_NK: Tensor, second_NK: Tensor) -> float:
+    """The temperature at which one view's confidence is the rate at which the other view agrees.
+
+    Temperature scaling (Guo et al. 2017) with the prediction on the other view in the label's
+    place: cross-entropy both ways, minimised over a logarithmic grid from 1/20 to 20.
+    """
+    first_N, second_N = first_NK.argmax(-1), second_NK.argmax(-1)
+
+    def loss(temperature: float) -> float:
+        return float(
+            F.cross_entropy(first_NK / temperature, second_N)
+            + F.cross_entropy(second_NK / temperature, first_N)
+        )
+
+    grid = torch.logspace(-1, 1, 121, base=20.0).tolist()
+    best: float = min(grid, key=loss)
+    return best
+
+
+def _other_view(pixels_BCHW: Tensor) -> Tensor:
+    """Mirrored, and the central three quarters at full size: the same object, seen otherwise."""
+    size = pixels_BCHW.shape[-1]
+    edge = size // 8
+    centre = pixels_BCHW[..., edge : size - edge, edge : size - edge].flip(-1)
+    return F.interpolate(centre, size=(size, size), mode="bilinear", align_corners=False)

@@ -1,0 +1,240 @@
+"""The commands; the only place that assembles parts.
+
+A command imports what it runs inside its function, so that `check` and `--help` need no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agent import __version__
+from agent.errors import AgentError, InvalidConfig, MissingAsset
+from agent.types import FrameId
+
+EXIT_INVALID_CONFIG = 1
+EXIT_ERROR = 2
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="The YAML file that steers the agent.")
+]
+
+
+def main() -> None:
+    """Run the command line; an error the agent raises on purpose is told without a traceback."""
+    try:
+        app()
+    except InvalidConfig as error:
+        print(*error.faults, sep="\n", file=sys.stderr)
+        sys.exit(EXIT_INVALID_CONFIG)
+    except AgentError as error:
+        print(f"tta-agent: {error}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+
+
+def _stop_on_signals(stop: Callable[[], None]) -> None:
+    def handle(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"tta-agent {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Tell the version.")
+    ] = False,
+) -> None:
+    """Classify camera frames from Kafka, and keep up with their domain without labels.
+
+    The agent reads image frames from a topic, names what they show in your own labels with CLIP,
+    adapts itself to fog, night or a worn lens as it goes, says which frames it does not know, and
+    tells Prometheus how far the world has drifted. One YAML file steers it.
+
+    **Examples**
+
+    - `tta-agent demo` — see it work
+
+    - `tta-agent defaults > agent.yaml` — a commented file to start from
+
+    - `tta-agent check agent.yaml` — is it right?
+
+    - `tta-agent calibrate agent.yaml normal-frames/` — what is normal here?
+
+    - `tta-agent run agent.yaml` — do the job
+
+    - `tta-agent schema > schema.json` — completion and hints in your editor
+
+    **Exit codes**: 0 all went well; 1 the configuration has faults, each told with its line;
+    2 wrong usage, or an error that the message explains.
+    """
+
+
+@app.command()
+def run(file: ConfigFile) -> None:
+    """Run the agent until SIGTERM or SIGINT, or until a folder or video ends.
+
+    A signal lets it answer the frames it has fetched, commit and leave; a second one ends it at
+    once. Probes and metrics are on http.port: /healthz, /readyz, /metrics.
+    """
+    from agent import log
+    from agent.assemble import agent
+    from agent.config_file import load
+
+    config = load(file, os.environ)
+    log.configure(config.log)
+    with agent(config) as running:
+        _stop_on_signals(running.pipeline.stop)
+        logging.getLogger("agent").info(
+            "running: strategy %s, %d labels, probes and metrics on %s port %d",
+            config.adapt.strategy,
+            len(config.model.labels),
+            config.http.host,
+            running.port,
+        )
+        running.pipeline.run()
+
+
+@app.command()
+def demo(
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Your own photographs, labelled by sub-folder or file name.",
+        ),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=60, help="Frames to play in all.")] = 900,
+    out: Annotated[Path, typer.Option(help="Folder for what is written.")] = Path("demo-out"),
+    strategy: Annotated[str, typer.Option(help="continual or frozen.")] = "continual",
+    seed: Annotated[int, typer.Option(help="Seed of the stream and the strategy.")] = 0,
+) -> None:
+    """Watch the agent follow a drifting stream: clear, fog, night, noise, strangers, clear.
+
+    Starts an embedded Kafka broker, plays photographs through it and shows accuracy, frozen
+    against adapted, as the verdicts come back. Ends with a table and a picture of the timeline.
+    """
+    from rich.console import Console
+
+    try:
+        from agent.demo import DemoOptions, run_demo
+    except ModuleNotFoundError as error:
+        raise MissingAsset(
+            f"the demo needs {error.name}: pip install 'streaming-tta-agent[demo]'"
+        ) from error
+    run_demo(DemoOptions(out, images, frames, seed, strategy), Console())
+
+
+@app.command()
+def calibrate(
+    file: ConfigFile,
+    folder: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="Normal frames; no labels needed.")
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("calibration.safetensors"),
+) -> None:
+    """Measure what is normal: temperature, threshold for the unknown, references for drift.
+
+    Give it a few hundred frames of ordinary days from the cameras in question, then name the file
+    it writes under `calibration` in the configuration. It belongs to the model, the labels and
+    the templates of that configuration; when they change, calibrate again.
+    """
+    from agent import log
+    from agent.calibrate_folder import calibrate_folder
+    from agent.config_file import load
+
+    config = load(file, os.environ)
+    log.configure(config.log)
+    calibrate_folder(config, folder, out)
+
+
+@app.command()
+def produce(
+    file: ConfigFile,
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Image files.")],
+    camera: Annotated[str, typer.Option(help="Camera id, the records' key.")] = "camera-0",
+    fps: Annotated[
+        float | None, typer.Option(min=0.01, help="Frames a second; as fast as it goes if absent.")
+    ] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Times to play the folder.")] = 1,
+) -> None:
+    """Play a folder of images into the configuration's frames topic, as a camera would."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from agent.config_file import load
+    from agent.produce import FrameProducer, images_under, paced
+
+    config = load(file, os.environ)
+    paths = images_under(folder) * repeat
+    producer = FrameProducer(config.kafka)
+    landed: list[FrameId] = []
+    console = Console(stderr=True)
+    for image in track(paced(paths, fps), "producing", len(paths), console=console):
+        producer.send(image, camera, landed.append)
+    producer.close()
+    print(f"{len(landed)} of {len(paths)} frames are in {config.kafka.frames_topic}")
+    if len(landed) < len(paths):
+        raise typer.Exit(EXIT_ERROR)
+
+
+@app.command()
+def check(file: ConfigFile) -> None:
+    """Check a configuration, and do nothing else.
+
+    Tells every fault with its line, its key and what was expected. Passwords may come from the
+    environment: TTA_KAFKA_SASL_PASSWORD, TTA_KAFKA_SSL_KEY_PASSWORD.
+    """
+    from agent.config_file import load
+
+    load(file, os.environ)
+    print(f"{file}: ok")
+
+
+@app.command()
+def defaults() -> None:
+    """Print a configuration that names every key, its default and its meaning."""
+    from agent.config_file import default_yaml
+
+    print(default_yaml(), end="")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration, for editors."""
+    from agent.config_file import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def metrics() -> None:
+    """Print the reference of all metrics, as Markdown."""
+    from agent.metrics import reference
+
+    print(reference(), end="")

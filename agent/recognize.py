@@ -1,0 +1,253 @@
+"""From a batch of frames to their verdicts: encode, score, adapt, watch. One thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agent.adapt.budget import Budget
+from agent.adapt.domains import SOURCE, Assignment, DomainMemory, style
+from agent.adapt.guard import Guard, Reason
+from agent.adapt.strategy import Observation, Strategy, ZeroShot, entropy
+from agent.encode import Encoder
+from agent.metrics import Metrics
+from agent.score.drift import DriftMonitor
+from agent.score.ood import energy
+from agent.score.threshold import Thresholds
+from agent.types import Frame, Scored, Verdict
+
+#: Labels in a verdict.
+TOP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """`monotonic` measures how long things take, `wall` how old a frame is; both in seconds."""
+
+    monotonic: Callable[[], float]
+    wall: Callable[[], float]
+
+
+class Recognizer:
+    """The model, what adapts it, and what it is watched by."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        zero_shot: ZeroShot,
+        strategy: Strategy,
+        *,
+        domains: DomainMemory,
+        thresholds: Thresholds,
+        drift: DriftMonitor,
+        guard: Guard,
+        budget: Budget,
+        audit: float,
+        metrics: Metrics,
+        clocks: Clocks,
+    ) -> None:
+        """`audit` is the share of aligned batches that are encoded by the source model as well."""
+        self._encoder = encoder
+        self._zero_shot = zero_shot
+        self._strategy = strategy
+        self._domains = domains
+        self._thresholds = thresholds
+        self._drift = drift
+        self._guard = guard
+        self._budget = budget
+        self._audit = audit
+        self._audit_due = 0.0
+        self._metrics = metrics
+        self._clocks = clocks
+        self._domain_of: dict[str, int] = {}
+
+    @torch.no_grad()
+    def recognize(self, frames: Sequence[Frame]) -> list[Verdict]:
+        """A verdict for each frame, in order."""
+        if not frames:
+            return []
+        stages: dict[str, float] = {}
+        start = self._clocks.monotonic()
+        with self._stage("prepare", stages):
+            pixels_BCHW = self._encoder.to_device([frame.pixels for frame in frames])
+            assigned = self._domains.assign(
+                tuple(frame.camera for frame in frames), style(pixels_BCHW)
+            )
+            self._retire()
+        domains = [each.domain for each in assigned]
+        with self._stage("encode", stages):
+            features_BD = self._strategy.encode(pixels_BCHW, domains)
+            finite_B = torch.isfinite(features_BD).all(dim=-1)
+            features_BD = torch.nan_to_num(features_BD)
+        with self._stage("score", stages):
+            frozen_BK = self._zero_shot.logits(features_BD)
+            energies_B = energy(frozen_BK)
+            thresholds = [self._thresholds.of(domain) for domain in domains]
+            # A feature that is not finite says nothing of what is in the picture.
+            unknown_B = (energies_B.cpu() > torch.tensor(thresholds)) | ~finite_B.cpu()
+            self._thresholds.observe(domains, energies_B)
+        with self._stage("adapt", stages):
+            seen = Observation(
+                pixels_BCHW, features_BD, frozen_BK, domains, ~unknown_B.to(features_BD.device)
+            )
+            adapted_BK = self._strategy.step(seen)
+            probabilities_BK = torch.nan_to_num(adapted_BK).softmax(dim=-1)
+        source_BK, audited = self._audited(pixels_BCHW, frozen_BK, domains, stages)
+        with self._stage("watch", stages):
+            zero_shot_BK = frozen_BK.softmax(dim=-1)
+            self._guard.observe(domains, probabilities_BK, zero_shot_BK)
+            self._watch(frames, assigned, energies_B, unknown_B, probabilities_BK)
+            self._watch_drift(frames, features_BD, zero_shot_BK)
+            self._protect(set(domains))
+        self._budget.earn(self._clocks.monotonic() - start)
+
+        now = self._clocks.wall()
+        top = probabilities_BK.topk(min(TOP, probabilities_BK.shape[-1]), dim=-1)
+        frozen = source_BK.softmax(dim=-1).max(dim=-1)
+        labels = self._zero_shot.labels
+        return [
+            Verdict(
+                frame=frame.record.id,
+                camera=frame.camera,
+                captured_at=frame.captured_at,
+                top=tuple(Scored(labels[k], p) for k, p in zip(ks, ps, strict=True)),
+                frozen=Scored(labels[frozen_k], frozen_p),
+                frozen_encoder="source" if is_source else "aligned",
+                energy=frame_energy,
+                threshold=threshold,
+                ood=unknown,
+                domain=where.domain,
+                shift=where.shift,
+                strategy=self._strategy.name,
+                version=self._strategy.version(where.domain),
+                model=self._encoder.name,
+                age_s=max(0.0, now - frame.captured_at),
+                stage_s=dict(stages),
+            )
+            for (
+                frame,
+                ks,
+                ps,
+                frozen_k,
+                frozen_p,
+                is_source,
+                frame_energy,
+                threshold,
+                unknown,
+                where,
+            ) in zip(
+                frames,
+                top.indices.tolist(),
+                top.values.tolist(),
+                frozen.indices.tolist(),
+                frozen.values.tolist(),
+                audited,
+                energies_B.tolist(),
+                thresholds,
+                unknown_B.tolist(),
+                assigned,
+                strict=True,
+            )
+        ]
+
+    def learn(self) -> None:
+        """One unit of adaptation, if the budget allows one."""
+        if not self._budget.allows:
+            return
+        with self._budget.spending():
+            outcome = self._strategy.learn()
+        if outcome is not None:
+            self._metrics.adapter_updates.labels(outcome).inc()
+        self._metrics.adapter_budget_used.set(self._budget.used)
+
+    def _audited(
+        self,
+        pixels_BCHW: Tensor,
+        frozen_BK: Tensor,
+        domains: Sequence[int],
+        stages: dict[str, float],
+    ) -> tuple[Tensor, list[bool]]:
+        """Zero-shot logits by the source encoder where that is known; and where it is."""
+        aligned = [self._strategy.aligned(domain) for domain in domains]
+        if not any(aligned):
+            return frozen_BK, [True] * len(domains)
+        self._audit_due += self._audit
+        if self._audit_due < 1:
+            return frozen_BK, [not each for each in aligned]
+        self._audit_due -= 1
+        with self._stage("audit", stages):
+            rows = torch.tensor(
+                [row for row, each in enumerate(aligned) if each], device=frozen_BK.device
+            )
+            source_BK = frozen_BK.clone()
+            source_BK[rows] = self._zero_shot.logits(self._encoder.encode_image(pixels_BCHW[rows]))
+        return source_BK, [True] * len(domains)
+
+    def _retire(self) -> None:
+        """A domain id that is used anew must not inherit anything."""
+        for domain in self._domains.opened():
+            if self._strategy.version(domain) > 0:
+                self._metrics.adapter_resets.labels(Reason.EVICTED).inc()
+            self._strategy.reset(domain)
+            self._guard.forget(domain)
+            self._thresholds.forget(domain)
+
+    def _protect(self, domains: set[int]) -> None:
+        for domain in domains:
+            distance = self._strategy.distance(domain)
+            reason = self._guard.verdict(domain, distance)
+            if reason is not None:
+                self._strategy.reset(domain)
+                self._guard.forget(domain)
+                self._metrics.adapter_resets.labels(reason).inc()
+            self._metrics.adapter_distance.labels(domain).set(distance)
+            self._metrics.adapter_agreement.labels(domain).set(self._guard.agreement(domain))
+            self._metrics.energy_threshold.labels(domain).set(self._thresholds.of(domain))
+
+    def _watch(
+        self,
+        frames: Sequence[Frame],
+        assigned: Sequence[Assignment],
+        energies_B: Tensor,
+        unknown_B: Tensor,
+        probabilities_BK: Tensor,
+    ) -> None:
+        metrics = self._metrics
+        most = float(torch.tensor(float(probabilities_BK.shape[-1])).log())
+        entropies = (entropy(probabilities_BK) / most).tolist()
+        for frame, where, value, unknown, spread in zip(
+            frames, assigned, energies_B.tolist(), unknown_B.tolist(), entropies, strict=True
+        ):
+            camera = metrics.camera_label(frame.camera)
+            metrics.energy.labels(where.domain).observe(value)
+            metrics.entropy.labels(where.domain).observe(spread)
+            if unknown:
+                metrics.ood_flagged.labels(camera).inc()
+            if self._domain_of.get(camera, SOURCE) != where.domain:
+                metrics.domain_switches.labels(camera).inc()
+            self._domain_of[camera] = where.domain
+            metrics.domain_active.labels(camera).set(where.domain)
+            metrics.drift_score.labels(camera, "style").set(where.shift)
+
+    def _watch_drift(
+        self, frames: Sequence[Frame], features_BD: Tensor, probabilities_BK: Tensor
+    ) -> None:
+        cameras = [frame.camera for frame in frames]
+        for camera, reading in self._drift.observe(cameras, features_BD, probabilities_BK):
+            label = self._metrics.camera_label(camera)
+            self._metrics.drift_score.labels(label, reading.detector).set(reading.score)
+            self._metrics.drift_threshold.labels(reading.detector).set(reading.threshold)
+            if reading.crossed:
+                self._metrics.drift_events.labels(label, reading.detector).inc()
+
+    @contextmanager
+    def _stage(self, name: str, stages: dict[str, float]) -> Iterator[None]:
+        start = self._clocks.monotonic()
+        yield
+        elapsed = self._clocks.monotonic() - start
+        stages[name] = elapsed
+        self._metrics.stage.labels(name).observe(elapsed)
