@@ -26,6 +26,7 @@ class Batcher:
         """
         ready = self._decoder.ready()
         if ready == 0:
+            self._waiting_since = None  # whoever waited was dropped with its partition
             return []
         now = self._clock()
         if self._waiting_since is None:

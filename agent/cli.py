@@ -115,6 +115,7 @@ def run(file: ConfigFile) -> None:
             len(config.model.labels),
             config.http.host,
             running.port,
+            extra={"port": running.port},
         )
         running.pipeline.run()
 

@@ -13,10 +13,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import yaml
 from kafka import KafkaAdminClient, KafkaConsumer
@@ -28,7 +30,7 @@ from agent.bench.photos import DISTRACTORS, Photo, builtin_photos, known_labels,
 from agent.bench.schedule import LabelledFrame, Phase, drifting, stream
 from agent.bench.scoreboard import Scoreboard, said_in
 from agent.bench.timeline import write_timeline
-from agent.brokers import embedded_broker
+from agent.brokers import embedded_broker, free_port
 from agent.config import KafkaConfig
 from agent.errors import AgentError
 from agent.produce import FrameProducer
@@ -84,6 +86,7 @@ def run_demo(options: DemoOptions, console: Console) -> None:
         _calibrate(options, file, normal, schedule, console)
         board = Scoreboard()
         with _agent(options, file, console) as process:
+            _await_ready(options, config["http"]["port"], process, console)
             _play(options, config, streamed, schedule, board, process, console)
     outcomes = board.outcomes()
     console.print(summary(outcomes))
@@ -124,7 +127,7 @@ def _config(options: DemoOptions, servers: str, photos: list[Photo]) -> dict[str
         "calibration": str(options.out / "calibration.safetensors"),
         # The score compares with the model as it was loaded, so every frame is encoded by it too.
         "adapt": {"strategy": options.strategy, "audit": 1.0, "seed": options.seed},
-        "http": {"port": 0},
+        "http": {"port": free_port()},
     }
 
 
@@ -189,6 +192,30 @@ def _agent(options: DemoOptions, file: Path, console: Console) -> Iterator[subpr
                 console.print("the agent did not stop in time and is killed")
                 process.kill()
                 process.wait()
+
+
+def _await_ready(
+    options: DemoOptions, port: int, process: subprocess.Popen[bytes], console: Console
+) -> None:
+    """Ask /readyz, as an orchestrator would, until the agent may be sent frames.
+
+    Raises:
+        AgentError: it ended, or took too long.
+    """
+    page = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + SILENCE_S
+    with console.status("loading the model and joining the consumer group …"):
+        while time.monotonic() < deadline and process.poll() is None:
+            with suppress(URLError), urlopen(f"{page}/readyz", timeout=5):  # noqa: S310 - loopback
+                console.print(f"the agent is ready; while it runs: {page}/metrics")
+                return
+            time.sleep(0.2)
+    raise _ended(options, "did not become ready")
+
+
+def _ended(options: DemoOptions, what: str) -> AgentError:
+    log = (options.out / "agent.log").read_text(errors="replace")
+    return AgentError(f"the agent {what}; its log ends:\n{log[-1500:]}")
 
 
 def _play(
@@ -273,5 +300,4 @@ def _score(
             raise flow.failure[0]
         silent = time.monotonic() - heard_at > SILENCE_S
         if process.poll() is not None or silent:
-            log = (options.out / "agent.log").read_text(errors="replace")
-            raise AgentError(f"the agent stopped answering; its log ends:\n{log[-1500:]}")
+            raise _ended(options, "stopped answering")

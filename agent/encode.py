@@ -115,7 +115,8 @@ class Encoder:
 
         `progress` is told how many prompts of how many are done.
         """
-        texts = [template.format(label) for template in templates for label in labels]
+        # Not str.format: a stray brace in a template is text.
+        texts = [template.replace("{}", label) for template in templates for label in labels]
         parts = []
         for start in range(0, len(texts), TEXT_BATCH):
             parts.append(self._encode_texts(texts[start : start + TEXT_BATCH]))
@@ -130,8 +131,15 @@ class Encoder:
 
     @property
     def tunes_prompts(self) -> bool:
-        """Whether the text tower is open_clip's own transformer, which runs from embeddings."""
-        return all(hasattr(self._text_tower, part) for part in ("token_embedding", "attn_mask"))
+        """Whether the text tower is CLIP's own transformer, which runs from embeddings.
+
+        Towers that look ahead (SigLIP, CLIPA, some MobileCLIP), that pool elsewhere than at the
+        largest token id, or that append a class token (CoCa) only run from whole token sequences.
+        """
+        tower = self._text_tower
+        pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+        causal = isinstance(getattr(tower, "attn_mask", None), Tensor)
+        return causal and pool == "argmax" and getattr(tower, "cls_emb", None) is None
 
     @torch.no_grad()
     def prompts(self, labels: Sequence[str], context: str = "a photo of a") -> Prompts:
@@ -230,7 +238,7 @@ def _load_folder(folder: Path) -> tuple[Any, Preprocess, Tokenizer]:
 
 def _load_named(name: str, pretrained: str) -> tuple[Any, Preprocess, Tokenizer]:
     if name not in open_clip.list_models():
-        near = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.4)
+        near = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.0)
         raise ModelError(
             f"model.name: open_clip has no architecture {name!r}; did you mean {', '.join(near)}?"
         )
@@ -246,7 +254,22 @@ def _load_named(name: str, pretrained: str) -> tuple[Any, Preprocess, Tokenizer]
         open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu", False)
     )
     model = _create(name, pretrained=pretrained, force_quick_gelu=quick_gelu)
-    return model, _preprocess(model, 1.0), open_clip.get_tokenizer(name)
+    return model, _preprocess(model, 1.0), _tokenizer(name)
+
+
+def _tokenizer(name: str) -> Tokenizer:
+    try:
+        tokenizer: Tokenizer = open_clip.get_tokenizer(name)
+    except ImportError as error:
+        raise MissingAsset(
+            f"the tokenizer of {name} needs another package: pip install transformers sentencepiece"
+        ) from error
+    except Exception as error:  # transformers and the hub client have errors of their own
+        raise ModelError(
+            f"the tokenizer of {name} is not cached and cannot be fetched; run once where there is "
+            f"a network, or use a model with CLIP's own tokenizer: {str(error)[:200]}"
+        ) from error
+    return tokenizer
 
 
 def _create(name: str, **options: Any) -> Any:

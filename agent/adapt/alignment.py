@@ -7,7 +7,7 @@ Adaptation"; Schneider et al. 2020). Here each domain keeps its own table, and e
 batch is given its own domain's.
 
 BatchNorm brings its reference along: the running statistics. LayerNorm has none, so its reference
-is measured once on normal frames (`calibrate`); without one, those sites stay as they are.
+is measured once on normal frames (`calibrate`); without one, those sites are only ever measured.
 """
 
 from __future__ import annotations
@@ -55,20 +55,25 @@ class Moments:
 class _Site:
     """One normalisation layer: where its channels are, and its slice of the concatenation."""
 
-    def __init__(self, module: _BatchNorm | nn.LayerNorm, span: slice) -> None:
+    def __init__(
+        self, module: _BatchNorm | nn.LayerNorm, span: slice, *, has_reference: bool
+    ) -> None:
         self.module = module
         self.span = span
+        self.has_reference = has_reference
         self.is_batch_norm = isinstance(module, _BatchNorm)
+        # timm's LayerNorm2d is a LayerNorm, but takes and returns (B, C, H, W).
+        self.channels_second = self.is_batch_norm or "2d" in type(module).__name__
 
     def view(self, per_channel: Tensor, like: Tensor) -> Tensor:
         """Shape (C,) or (B, C) so that it broadcasts over `like`, (B, C, H, W) or (B, ..., C)."""
         rows = per_channel if per_channel.dim() == 2 else per_channel[None]
-        if self.is_batch_norm:
+        if self.channels_second:
             return rows.view(*rows.shape, *(1,) * (like.dim() - 2))
         return rows.view(len(rows), *(1,) * (like.dim() - 2), rows.shape[1])
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        channel = 1 if self.is_batch_norm else x.dim() - 1
+        channel = 1 if self.channels_second else x.dim() - 1
         others = [axis for axis in range(x.dim()) if axis != channel]
         variance, mean = torch.var_mean(x.float(), dim=others, correction=0)
         return mean, variance
@@ -87,14 +92,13 @@ class Alignment:
         start = 0
         for module in visual.modules():
             if isinstance(module, _BatchNorm | nn.LayerNorm):
-                width = _channels(module)
-                self._sites.append(_Site(module, slice(start, start + width)))
-                start += width
-        self.width = start
+                span = slice(start, start + _channels(module))
+                known = reference is not None or isinstance(module, _BatchNorm)
+                self._sites.append(_Site(module, span, has_reference=known))
+                start = span.stop
         device = next(visual.parameters()).device
         mean = torch.zeros(start, device=device)
         variance = torch.ones(start, device=device)
-        has_layer_norm = False
         for site in self._sites:
             if isinstance(site.module, _BatchNorm):
                 mean[site.span] = _statistic(site.module.running_mean)
@@ -102,22 +106,18 @@ class Alignment:
             elif reference is not None:
                 mean[site.span] = reference.mean[site.span].to(device)
                 variance[site.span] = reference.variance[site.span].to(device)
-            else:
-                has_layer_norm = True
         self._reference = Moments(mean, variance, count=0)
         self._act: Callable[[_Site, Tensor], Tensor] | None = None
-        if has_layer_norm and not any(site.is_batch_norm for site in self._sites):
-            self._sites = []  # nothing to align to
         for site in self._sites:
             if site.is_batch_norm:
                 site.module.register_forward_pre_hook(self._before(site))
-            elif reference is not None:
+            else:
                 site.module.register_forward_hook(self._after(site))
 
     @property
     def available(self) -> bool:
         """Whether the tower has a layer that can be aligned."""
-        return bool(self._sites)
+        return any(site.has_reference for site in self._sites)
 
     @contextmanager
     def applied(self, tables: Sequence[Moments | None]) -> Iterator[None]:
@@ -136,6 +136,10 @@ class Alignment:
             shift = torch.stack([b for _, b in affine])[rows]
 
         def act(site: _Site, x: Tensor) -> Tensor:
+            # A layer that does not see one row for each image, such as the queries of an
+            # attention pooler, has nothing of the domain in it.
+            if not site.has_reference or len(x) != len(tables):
+                return x
             scale_BC = site.view(scale[..., site.span], x).to(x.dtype)
             shift_BC = site.view(shift[..., site.span], x).to(x.dtype)
             return torch.addcmul(shift_BC, x, scale_BC)
@@ -158,10 +162,12 @@ class Alignment:
 
         def act(site: _Site, x: Tensor) -> Tensor:
             nonlocal count
-            count = len(x)
+            count = count or len(x)
+            if len(x) != count:
+                return x
             mean, variance = site.moments(x)
             means[site.span], variances[site.span] = mean, variance
-            if not align:
+            if not align or not site.has_reference:
                 return x
             here = Moments(mean, variance, count)
             if prior is not None:

@@ -83,7 +83,7 @@ class DomainConfig:
     """
 
     window: int = 8
-    radius: float = 1.25
+    radius: float = 0.9
     patience: int = 6
     reference_frames: int = 64
     max_domains: int = 16
@@ -167,10 +167,11 @@ class DomainMemory:
             state.dissent += 1
             full = len(state.recent) == self.config.window
             if full and state.dissent >= self.config.patience:
-                # The camera has left: what came before the change must not blur the centroid.
-                tail = torch.stack(list(state.recent)[-self.config.patience :]).mean(dim=0)
+                # Has the camera left? What came before the change must not blur the centroid, and
+                # the median does not follow an odd frame that moves the mean of a whole window.
+                tail = torch.stack(list(state.recent)[-self.config.patience :]).quantile(0.5, dim=0)
                 nearest, distance = self._nearest(tail)
-                if distance > self.config.radius:
+                if distance > self.config.radius and self.config.max_domains > 1:
                     nearest = self._open(tail)
                 state.domain = nearest
                 state.dissent = 0

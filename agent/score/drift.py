@@ -12,7 +12,7 @@ from torch import Tensor
 
 #: Frames that define normal when nothing was calibrated.
 WARM_UP = 256
-#: Windows drawn from the reference to learn how far a normal window strays.
+#: Windows drawn from the reference to learn how far a normal one strays.
 NULL_WINDOWS = 64
 #: Cameras followed at a time; the one silent for longest makes room.
 MAX_CAMERAS = 10_000
@@ -150,19 +150,26 @@ class DriftMonitor:
         return readings
 
     def _adopt(self, reference: DriftReference) -> None:
-        """Learn each detector's threshold from windows of normal frames: mean + 4 deviations."""
-        summary = Summary.of(reference.features_ND, reference.probabilities_NK)
+        """Learn each detector's threshold from windows of normal frames: mean + 4 deviations.
+
+        Window and reference are both drawn anew: the frames that will be compared with the
+        reference are not among it, and its own chance deviation must not count as drift.
+        """
+        frames = len(reference.features_ND)
         generator = torch.Generator().manual_seed(self._seed)
+
+        def drawn(n: int) -> Summary:
+            rows = torch.randint(frames, (n,), generator=generator)
+            return Summary.of(reference.features_ND[rows], reference.probabilities_NK[rows])
+
         null: dict[str, list[float]] = {detector: [] for detector in self.DETECTORS}
         for _ in range(NULL_WINDOWS):
-            rows = torch.randint(len(reference.features_ND), (self._window,), generator=generator)
-            drawn = Summary.of(reference.features_ND[rows], reference.probabilities_NK[rows])
-            for detector, score in _scores(drawn, summary).items():
+            for detector, score in _scores(drawn(self._window), drawn(frames)).items():
                 null[detector].append(score)
         for detector, scores in null.items():
             values = torch.tensor(scores)
             self.thresholds[detector] = float(values.mean() + 4 * values.std())
-        self._reference = summary
+        self._reference = Summary.of(reference.features_ND, reference.probabilities_NK)
 
 
 def _scores(recent: Summary, reference: Summary) -> dict[str, float]:

@@ -45,6 +45,7 @@ class EnergyReference:
     def threshold(self, false_alarm_rate: float) -> float:
         """Split-conformal quantile: a new normal frame lies above it with at most that probability.
 
+        With fewer than 1 / rate − 1 frames no quantile can promise it; the largest comes closest.
         Angelopoulos & Bates 2021, "A Gentle Introduction to Conformal Prediction", §1.
         """
         n = len(self.sorted_N)

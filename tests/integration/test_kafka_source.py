@@ -54,6 +54,18 @@ def poll_until(condition, *sources, timeout_s=40):
     return polled
 
 
+def share(first, second):
+    """Poll until the second member owns what the first lost: that, and what the second polled."""
+    lost = set()
+
+    def shared():
+        lost.update(first.lost())
+        return lost and second.ready
+
+    _, moved = poll_until(shared, first, second)
+    return lost, moved
+
+
 def next_offsets(records):
     return {record.id.log: record.id.offset + 1 for record in records}
 
@@ -139,8 +151,7 @@ def test_a_second_member_takes_its_share_and_the_first_says_so(kafka_config, con
     first = connect()
     in_flight = poll(first, 20)
     second = connect()
-    (_, moved) = poll_until(lambda: second.ready, first, second)
-    lost = first.lost()
+    lost, moved = share(first, second)
     assert len(lost) == 1
     assert first.lost() == frozenset()
     expected = {r.id for r in in_flight if r.id.log in lost}
@@ -154,8 +165,7 @@ def test_only_owned_partitions_are_committed(kafka_config, connect):
     first = connect()
     in_flight = poll(first, 20)
     second = connect()
-    poll_until(lambda: second.ready, first, second)
-    (lost,) = first.lost()
+    (lost,), _ = share(first, second)
     first.commit(next_offsets(in_flight))
     assert set(committed(kafka_config)) == partitions(kafka_config, 0, 1) - {lost}
 

@@ -1,0 +1,206 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d
+from torch import nn
+
+from agent.adapt.alignment import Alignment, Moments
+from agent.errors import ModelError
+from agent.testing import pictures, tiny_encoder, tiny_reference
+
+
+class Tower(nn.Module):
+    """A layer that is aligned, alone."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+def batch_norm(channels=3):
+    norm = nn.BatchNorm2d(channels).eval()
+    norm.running_mean += torch.tensor([1.0, -2.0, 0.5])
+    norm.running_var *= torch.tensor([4.0, 0.25, 1.0])
+    return norm
+
+
+def shifted(n=8, seed=0):
+    x = torch.randn(n, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return x * torch.tensor([0.5, 3.0, 1.0]).view(3, 1, 1) + 2
+
+
+def per_channel(x):
+    return x.mean(dim=(0, 2, 3)), x.var(dim=(0, 2, 3), correction=0)
+
+
+def measured(alignment, tower, x, prior=None, align=True):
+    with alignment.measured(prior, align=align) as found:
+        out = tower(x)
+    return found[0], out
+
+
+def test_merged_moments_are_those_of_all_images_together():
+    x = shifted(12)
+    parts = [Moments(*per_channel(part), count=len(part)) for part in (x[:3], x[3:])]
+    merged = parts[0].merged(parts[1])
+    assert merged.count == 12
+    for ours, direct in zip((merged.mean, merged.variance), per_channel(x), strict=True):
+        assert torch.allclose(ours, direct, atol=1e-5)
+
+
+def test_measuring_finds_mean_and_variance_of_each_channel():
+    tower, x = Tower(batch_norm()), shifted()
+    moments, _ = measured(Alignment(tower), tower, x)
+    mean, variance = per_channel(x)
+    assert torch.allclose(moments.mean, mean, atol=1e-5)
+    assert torch.allclose(moments.variance, variance, atol=1e-4)
+    assert moments.count == 8
+
+
+def test_an_aligned_batch_norm_normalises_with_the_batchs_own_statistics():
+    tower, x = Tower(batch_norm()), shifted()
+    alignment = Alignment(tower)
+    moments, while_measuring = measured(alignment, tower, x)
+    with alignment.applied([moments] * len(x)):
+        aligned = tower(x)
+    oracle = F.batch_norm(x, None, None, tower.norm.weight, tower.norm.bias, training=True)
+    assert torch.allclose(aligned, oracle, atol=1e-4)
+    assert torch.allclose(while_measuring, oracle, atol=1e-4)
+
+
+def test_a_whole_tower_aligned_to_a_batch_is_the_tower_in_training_mode():
+    encoder, x = tiny_encoder("batch_norm"), pictures(16, 1) * 0.5
+    _, aligned = measured(Alignment(encoder.visual), encoder.encode_image, x)
+    for module in encoder.visual.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train()
+    assert torch.allclose(aligned, encoder.encode_image(x), atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["batch_norm", "layer_norm"])
+def test_what_was_measured_gives_the_same_when_applied(architecture):
+    encoder = tiny_encoder(architecture)
+    alignment = Alignment(encoder.visual, tiny_reference(encoder))
+    x = pictures(8, 1) * 0.4
+    moments, while_measuring = measured(alignment, encoder.encode_image, x)
+    with alignment.applied([moments] * 8):
+        aligned = encoder.encode_image(x)
+    assert torch.allclose(aligned, while_measuring, atol=1e-4)
+    assert not torch.allclose(aligned, encoder.encode_image(x), atol=1e-2)
+
+
+def test_a_layer_norm_maps_the_measured_moments_to_the_reference():
+    tower = Tower(nn.LayerNorm(3))
+    reference = Moments(torch.tensor([1.0, -1.0, 0.0]), torch.tensor([4.0, 1.0, 0.25]), 9)
+    x = torch.randn(6, 7, 3, generator=torch.Generator().manual_seed(0))
+    _, out = measured(Alignment(tower, reference), tower, x)
+    assert torch.allclose(out.mean(dim=(0, 1)), reference.mean, atol=1e-4)
+    assert torch.allclose(out.var(dim=(0, 1), correction=0), reference.variance, atol=1e-3)
+
+
+def test_a_layer_norm_over_channels_in_second_place_is_measured_there():
+    tower = Tower(LayerNorm2d(3))
+    x = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    moments, out = measured(Alignment(tower), tower, x)
+    assert torch.allclose(moments.mean, out.mean(dim=(0, 2, 3)), atol=1e-5)
+
+
+def test_a_vision_transformer_is_measured_without_a_reference():
+    encoder = tiny_encoder("layer_norm")
+    alignment = Alignment(encoder.visual)
+    moments, out = measured(alignment, encoder.encode_image, pictures(4, 1))
+    seen = []
+    encoder.visual.ln_post.register_forward_hook(lambda *a: seen.append(a[2]))
+    assert torch.equal(out, encoder.encode_image(pictures(4, 1)))
+    assert moments.count == 4
+    assert torch.allclose(moments.mean[-32:], seen[0].flatten(0, -2).mean(dim=0), atol=1e-5)
+
+
+def test_without_a_reference_a_vision_transformer_cannot_be_aligned():
+    encoder = tiny_encoder("layer_norm")
+    alignment = Alignment(encoder.visual)
+    assert not alignment.available
+    moments, _ = measured(alignment, encoder.encode_image, pictures(4, 1))
+    with alignment.applied([moments] * 4):
+        assert torch.equal(encoder.encode_image(pictures(4, 2)), _plain(encoder, pictures(4, 2)))
+
+
+def _plain(encoder, x):
+    return tiny_encoder(encoder.name.removeprefix("tiny-")).encode_image(x)
+
+
+@pytest.mark.parametrize("architecture", ["batch_norm", "layer_norm"])
+def test_each_image_gets_its_own_table(architecture):
+    encoder = tiny_encoder(architecture)
+    alignment = Alignment(encoder.visual, tiny_reference(encoder))
+    x = pictures(3, 5)
+    a, _ = measured(alignment, encoder.encode_image, pictures(8, 1) * 0.4)
+    b, _ = measured(alignment, encoder.encode_image, 1 - pictures(8, 2) * 0.3)
+    with alignment.applied([a, None, b]):
+        mixed = encoder.encode_image(x)
+    for row, table in enumerate([a, None, b]):
+        with alignment.applied([table]):
+            assert torch.allclose(mixed[row], encoder.encode_image(x[row : row + 1])[0], atol=1e-4)
+
+
+def test_rows_that_are_not_images_are_left_alone():
+    tower = Tower(nn.LayerNorm(3))
+    reference = Moments(torch.ones(3), torch.ones(3), 9)
+    alignment = Alignment(tower, reference)
+    queries = torch.randn(5, 3)
+    tables = [Moments(torch.zeros(3), torch.ones(3), 1), None]
+    with alignment.applied(tables):
+        assert torch.equal(tower(queries), F.layer_norm(queries, (3,)))
+
+
+def test_nothing_is_applied_outside_even_after_an_error():
+    tower, x = Tower(batch_norm()), shifted()
+    alignment = Alignment(tower)
+    before = tower(x)
+    moments, _ = measured(alignment, tower, x)
+    with pytest.raises(RuntimeError), alignment.applied([moments] * 8):
+        raise RuntimeError
+    assert torch.equal(tower(x), before)
+
+
+@pytest.mark.parametrize("architecture", ["batch_norm", "layer_norm"])
+def test_looking_changes_nothing(architecture):
+    encoder = tiny_encoder(architecture)
+    x = pictures(4, 1)
+    before = encoder.encode_image(x)
+    alignment = Alignment(encoder.visual, tiny_reference(encoder))
+    _, while_looking = measured(alignment, encoder.encode_image, x, align=False)
+    assert torch.equal(while_looking, before)
+
+
+@pytest.mark.parametrize("architecture", ["batch_norm", "layer_norm"])
+def test_a_domain_like_the_reference_is_almost_the_identity(architecture):
+    encoder = tiny_encoder(architecture)
+    normal = pictures(64, 0)
+    look = Alignment(encoder.visual)
+    reference, before = measured(look, encoder.encode_image, normal, align=False)
+    for module in encoder.visual.modules():
+        if isinstance(module, nn.BatchNorm2d):  # running statistics as training would leave them
+            module.train().momentum = 1.0
+            encoder.encode_image(normal)
+            module.eval()
+    before = encoder.encode_image(normal)
+    _, aligned = measured(Alignment(encoder.visual, reference), encoder.encode_image, normal)
+    assert F.cosine_similarity(aligned, before).min() > 0.99
+
+
+def test_older_statistics_count_by_their_images():
+    tower, x = Tower(batch_norm()), shifted()
+    alignment = Alignment(tower)
+    prior = Moments(torch.zeros(3), torch.ones(3), count=24)
+    both, _ = measured(alignment, tower, x, prior)
+    assert both.count == 32
+    assert torch.allclose(both.mean, per_channel(x)[0] * 8 / 32, atol=1e-5)
+
+
+def test_a_batch_norm_without_running_statistics_is_refused():
+    with pytest.raises(ModelError, match="running statistics"):
+        Alignment(Tower(nn.BatchNorm2d(3, affine=True, track_running_stats=False)))

@@ -1,0 +1,157 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from agent.calibration import MIN_FRAMES, Calibration, calibrate, fit_temperature, subject_of
+from agent.config import ModelConfig
+from agent.errors import InvalidConfig
+from agent.score.ood import energy
+from agent.testing import pictures, tiny_encoder, tiny_zero_shot
+
+
+def images(n, seed=0):
+    return [(p.permute(1, 2, 0) * 255).to(torch.uint8).numpy() for p in pictures(n, seed)]
+
+
+def make(architecture="batch_norm", n=40, **options):
+    encoder = tiny_encoder(architecture)
+    return calibrate(encoder, tiny_zero_shot(encoder), images(n), "subject", **options)
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    return make()
+
+
+@pytest.fixture
+def saved(calibration, tmp_path):
+    path = tmp_path / "normal.safetensors"
+    calibration.save(path)
+    return path
+
+
+def tensors(calibration):
+    return [
+        calibration.energies.sorted_N,
+        calibration.style.mean,
+        calibration.style.deviation,
+        calibration.drift.features_ND,
+        calibration.drift.probabilities_NK,
+        calibration.moments.mean,
+        calibration.moments.variance,
+    ]
+
+
+def test_what_is_saved_is_what_is_loaded(calibration, saved):
+    loaded = Calibration.load(saved, "subject")
+    assert all(map(torch.equal, tensors(loaded), tensors(calibration)))
+    assert (loaded.temperature, loaded.frames) == (calibration.temperature, 40)
+    assert (loaded.moments.count, loaded.subject) == (40, "subject")
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_of_another_subject_it_is_refused(saved):
+    with pytest.raises(InvalidConfig, match="another checkpoint"):
+        Calibration.load(saved, "other")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-100], lambda b: b[:5], lambda b: b"", bytes.swapcase]
+)
+def test_a_damaged_file_is_refused(saved, damage):
+    saved.write_bytes(damage(saved.read_bytes()))
+    with pytest.raises(InvalidConfig, match="normal.safetensors"):
+        Calibration.load(saved, "subject")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"weights": torch.ones(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(InvalidConfig, match="format"):
+        Calibration.load(tmp_path / "model.safetensors", "subject")
+
+
+def test_a_missing_file_is_refused_and_says_how_to_make_it(tmp_path):
+    with pytest.raises(InvalidConfig, match="tta-agent calibrate"):
+        Calibration.load(tmp_path / "none", "subject")
+
+
+def test_too_few_images_are_refused():
+    with pytest.raises(InvalidConfig, match=f"{MIN_FRAMES}.*got {MIN_FRAMES - 1}"):
+        make(n=MIN_FRAMES - 1)
+
+
+def test_the_subject_is_checkpoint_labels_and_templates():
+    config = ModelConfig()
+    encoders = [tiny_encoder(seed=0), tiny_encoder(seed=1)]
+    assert subject_of(encoders[0], config) == subject_of(tiny_encoder(seed=0), config)
+    others = [
+        (encoders[1], config),
+        (encoders[0], config.model_copy(update={"labels": ["x", "y"]})),
+        (encoders[0], config.model_copy(update={"templates": ["a {}"]})),
+    ]
+    assert subject_of(encoders[0], config) not in [subject_of(*other) for other in others]
+
+
+@pytest.mark.parametrize("architecture", ["batch_norm", "layer_norm"])
+def test_moments_are_those_of_all_images_in_whatever_batches(architecture):
+    encoder = tiny_encoder(architecture)
+    seen = []
+    last = [m for m in encoder.visual.modules() if type(m).__name__.startswith("LayerNorm")]
+    if last:
+        last[-1].register_forward_hook(lambda *a: seen.append(a[2].flatten(0, -2).mean(0)))
+    calibration = calibrate(encoder, tiny_zero_shot(encoder), images(64), "s")
+    assert calibration.moments.count == 64
+    assert float(calibration.moments.variance.std()) > 0
+    if seen:  # every second pass is of the other views
+        mean = torch.stack(seen[::2]).mean(dim=0)
+        assert torch.allclose(calibration.moments.mean[-len(mean) :], mean, atol=1e-5)
+
+
+def test_energies_are_those_of_the_tempered_logits(calibration):
+    encoder = tiny_encoder()
+    labels = tiny_zero_shot(encoder)
+    tempered = dataclasses.replace(labels, scale=labels.scale / calibration.temperature)
+    expected = energy(tempered.logits(encoder.encode_image(encoder.to_device(images(40)))))
+    assert torch.allclose(calibration.energies.sorted_N, expected.sort().values, atol=1e-3)
+
+
+def test_progress_is_told_to_the_end():
+    told = []
+    make(progress=lambda done, total: told.append((done, total)))
+    assert told == [(32, 40), (40, 40)]
+
+
+def opinions(n, right, scale, seed=0):
+    """Two views' logits; each is right with this probability and sure of itself by `scale`."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 10, n)
+    views = []
+    for _ in range(2):
+        said = np.where(rng.random(n) < right, truth, rng.integers(0, 10, n))
+        views.append(scale * torch.nn.functional.one_hot(torch.tensor(said), 10).float())
+    return views
+
+
+def test_overconfident_logits_are_cooled():
+    assert fit_temperature(*opinions(1000, right=0.7, scale=30.0)) > 3
+
+
+def test_underconfident_logits_are_sharpened():
+    assert fit_temperature(*opinions(1000, right=0.95, scale=1.0)) < 0.5
+
+
+def test_confidence_becomes_the_rate_of_agreement():
+    first, second = opinions(2000, right=0.8, scale=12.0)
+    temperature = fit_temperature(first, second)
+    agreement = float((first.argmax(-1) == second.argmax(-1)).float().mean())
+    confidence = float((first / temperature).softmax(-1).amax(-1).mean())
+    assert confidence == pytest.approx(agreement, abs=0.02)
+
+
+def test_views_that_always_agree_do_not_make_it_certain():
+    first, second = opinions(50, right=1.0, scale=5.0)
+    assert float((first / fit_temperature(first, second)).softmax(-1).amax()) < 0.999

@@ -1,0 +1,130 @@
+import pytest
+import torch
+
+from agent.adapt.domains import SOURCE, DomainConfig, DomainMemory, StyleReference, style
+from agent.testing import pictures
+
+S = 4
+REFERENCE = StyleReference(torch.zeros(S), torch.ones(S))
+NIGHT, FOG, SNOW = 5.0, -5.0, 15.0
+
+
+def memory(max_domains=16):
+    return DomainMemory(DomainConfig(max_domains=max_domains), REFERENCE)
+
+
+def see(memory, level, frames, camera="cam", seed=0):
+    """Frames whose style is `level` in every measure, give or take; the domain of each."""
+    generator = torch.Generator().manual_seed(seed)
+    styles = level + 0.3 * torch.randn(frames, S, generator=generator)
+    return [each.domain for each in memory.assign((camera,) * frames, styles)]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_the_style_of_a_blank_image_is_finite(value):
+    assert torch.isfinite(style(torch.full((2, 3, 224, 224), value))).all()
+
+
+def test_the_style_of_noise_is_finite_and_has_twenty_measures():
+    noise = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    measured = style(noise)
+    assert torch.isfinite(measured).all()
+    assert (measured.shape, measured.dtype) == ((3, 20), torch.float32)
+
+
+def test_the_style_of_an_image_does_not_depend_on_its_batch():
+    batch = pictures(4, 1)
+    assert torch.allclose(style(batch)[2], style(batch[2:3])[0], atol=1e-5)
+
+
+def test_the_style_begins_with_the_levels_of_the_opponent_channels():
+    orange = torch.tensor([0.9, 0.6, 0.3]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
+    assert style(orange)[0, :3].tolist() == pytest.approx([0.6, 0.3, 0.45], abs=1e-6)
+
+
+def test_normal_frames_stay_in_the_source_domain():
+    assert set(see(memory(), 0.0, 50)) == {SOURCE}
+
+
+@pytest.mark.parametrize("oddity", [NIGHT, 30.0, 300.0])
+def test_a_single_odd_frame_does_not_switch(oddity):
+    domains = memory()
+    see(domains, 0.0, 20)
+    see(domains, oddity, 1)
+    assert set(see(domains, 0.0, 20)) == {SOURCE}
+    assert domains.domains == [SOURCE]
+
+
+def test_a_new_domain_opens_and_stays():
+    domains = memory()
+    see(domains, 0.0, 20)
+    night = see(domains, NIGHT, 30)
+    assert night[:5] == [SOURCE] * 5
+    assert night[-15:] == [1] * 15
+    assert domains.opened() == [1]
+
+
+def test_what_was_opened_is_told_once():
+    domains = memory()
+    see(domains, NIGHT, 20)
+    assert (domains.opened(), domains.opened()) == ([1], [])
+
+
+def test_a_domain_is_recognised_on_return():
+    domains = memory()
+    for level in (0.0, NIGHT, FOG, 0.0):
+        last = see(domains, level, 30)[-1]
+    assert last == SOURCE
+    assert see(domains, NIGHT, 30, seed=1)[-1] == 1
+    assert see(domains, FOG, 30, seed=1)[-1] == 2
+    assert domains.opened() == [1, 2]
+
+
+def test_cameras_in_different_weather_share_a_batch():
+    domains = memory()
+    styles = torch.tensor([NIGHT, FOG]).repeat(30)[:, None].expand(60, S)
+    last = domains.assign(("east", "west") * 30, styles)[-2:]
+    assert [each.domain for each in last] == [1, 2]
+
+
+def test_a_second_camera_finds_the_domain_that_the_first_opened():
+    domains = memory()
+    see(domains, NIGHT, 30, camera="east")
+    assert see(domains, NIGHT, 30, camera="west", seed=1)[-1] == 1
+    assert domains.domains == [SOURCE, 1]
+
+
+def test_ids_are_bounded_and_the_domain_unseen_for_longest_gives_its_up():
+    domains = memory(max_domains=3)
+    for level in (NIGHT, FOG, NIGHT):
+        see(domains, level, 30)
+    domains.opened()
+    assert see(domains, SNOW, 30)[-1] == 2  # fog's
+    assert domains.opened() == [2]
+    assert sorted(domains.domains) == [SOURCE, 1, 2]
+
+
+def test_a_camera_in_an_evicted_domain_falls_back_to_the_source():
+    domains = memory(max_domains=2)
+    see(domains, NIGHT, 30, camera="east")
+    see(domains, FOG, 30, camera="west")
+    assert see(domains, NIGHT, 1, camera="east") == [SOURCE]
+
+
+def test_where_only_the_source_fits_no_domain_opens():
+    domains = memory(max_domains=1)
+    assert set(see(domains, NIGHT, 40)) == {SOURCE}
+    assert domains.opened() == []
+
+
+def test_shift_is_the_root_mean_square_distance_of_the_recent_mean():
+    where = memory().assign(("cam",) * 2, torch.tensor([[4.0, 0, 0, 0], [8.0, 0, 0, 0]]))
+    assert [each.shift for each in where] == pytest.approx([2.0, 3.0])
+
+
+def test_without_a_reference_the_first_frames_make_one():
+    domains = DomainMemory(DomainConfig())
+    assert set(see(domains, 7.0, 64)) == {SOURCE}
+    assert domains.reference.mean.tolist() == pytest.approx([7.0] * S, abs=0.2)
+    assert set(see(domains, 7.0, 40, seed=1)) == {SOURCE}
+    assert see(domains, 7.0 + NIGHT, 40)[-1] == 1
