@@ -170,14 +170,16 @@ def fit_temperature(first_NK: Tensor, second_NK: Tensor) -> float:
     """The temperature at which one view's confidence is the rate at which the other view agrees.
 
     Temperature scaling (Guo et al. 2017) with the prediction on the other view in the label's
-    place: cross-entropy both ways, minimised over a logarithmic grid from 1/20 to 20.
+    place: cross-entropy both ways, minimised over a logarithmic grid from 1/20 to 20. One frame's
+    worth of doubt is added, so that a few frames that all agree do not make it certain.
     """
     first_N, second_N = first_NK.argmax(-1), second_NK.argmax(-1)
+    doubt = 1 / (len(first_N) + 1)
 
     def loss(temperature: float) -> float:
         return float(
-            F.cross_entropy(first_NK / temperature, second_N)
-            + F.cross_entropy(second_NK / temperature, first_N)
+            F.cross_entropy(first_NK / temperature, second_N, label_smoothing=doubt)
+            + F.cross_entropy(second_NK / temperature, first_N, label_smoothing=doubt)
         )
 
     grid = torch.logspace(-1, 1, 121, base=20.0).tolist()

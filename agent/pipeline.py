@@ -66,13 +66,24 @@ class Pipeline:
         self._clock = clock
         self._stopping = threading.Event()
         self._lost: set[Partition] = set()
+        self._full = False
 
     def stop(self) -> None:
         """Ask the loop to drain and return; safe from signal handlers and other threads."""
         self._stopping.set()
 
     def run(self) -> None:
-        """Move frames until stopped or out of them; then answer what was already fetched."""
+        """Move frames until stopped or out of them; then answer what was already fetched.
+
+        What cannot be published while stopping is left to be delivered again.
+        """
+        try:
+            self._move()
+            self._drain()
+        except Retryable as error:
+            _log.error("stopped with unanswered frames, which will be delivered again: %s", error)
+
+    def _move(self) -> None:
         try:
             while not self._stopping.is_set():
                 self._fetch()
@@ -80,13 +91,14 @@ class Pipeline:
                 self._recognizer.learn()
         except EndOfStream:
             _log.info("the stream has ended")
-        self._drain()
 
     def _fetch(self) -> None:
         """Hand what has arrived to the decoder, and keep our place in the group."""
-        if self._decoder.pending >= self._queue_limit:
+        was_full, self._full = self._full, self._decoder.pending >= self._queue_limit
+        if self._full:
             self._source.pause()
-            self._metrics.pauses.inc()
+            if not was_full:
+                self._metrics.pauses.inc()
         else:
             self._source.resume()
         try:
@@ -115,13 +127,10 @@ class Pipeline:
         self._count(batch, verdicts, rejected)
 
     def _drain(self) -> None:
-        """Answer what is queued; what cannot be published is left to be delivered again."""
-        try:
-            while self._decoder.pending:
-                self._decoder.wait(IDLE_POLL_S)
-                self._answer(self._batcher.take(draining=True))
-        except Retryable as error:
-            _log.error("stopped with unanswered frames, which will be delivered again: %s", error)
+        """Answer what is queued."""
+        while self._decoder.pending:
+            self._decoder.wait(IDLE_POLL_S)
+            self._answer(self._batcher.take(draining=True))
 
     def _publish(self, verdicts: Sequence[Verdict], rejected: Sequence[Rejected]) -> None:
         def attempt() -> None:
@@ -132,23 +141,21 @@ class Pipeline:
 
     def _commit(self, batch: Sequence[Frame | Rejected]) -> None:
         """Commit the offset behind the last frame of each partition that is still ours."""
-        offsets: dict[Partition, int] = {}
-        for each in batch:
-            identity = each.record.id
-            if identity.log not in self._lost:
-                offsets[identity.log] = identity.offset + 1
-        if not offsets:
-            return
+        ends = {each.record.id.log: each.record.id.offset + 1 for each in batch}
 
         def attempt() -> None:
+            # Asked anew in every try: a partition may leave while we wait for the next.
+            offsets = {log: end for log, end in ends.items() if log not in self._lost}
+            if not offsets:
+                return
             try:
                 self._source.commit(offsets)
             except BrokerUnavailable:
                 self._metrics.commits.labels("failed").inc()
                 raise
+            self._metrics.commits.labels("committed").inc()
 
         self._retrying("committing", attempt)
-        self._metrics.commits.labels("committed").inc()
 
     def _retrying(self, doing: str, attempt: Callable[[], None]) -> None:
         """Until it succeeds; when stopping, a few times.
@@ -205,6 +212,7 @@ class Pipeline:
                 "frame rejected: %s",
                 each.error,
                 extra={
+                    "camera": (each.record.key or b"unknown").decode(errors="backslashreplace"),
                     "topic": identity.topic,
                     "partition": identity.partition,
                     "offset": identity.offset,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from agent.adapt.budget import Budget
-from agent.adapt.domains import SOURCE, Assignment, DomainMemory, style
+from agent.adapt.domains import Assignment, DomainMemory, style
 from agent.adapt.guard import Guard, Reason
 from agent.adapt.strategy import Observation, Strategy, ZeroShot, entropy
 from agent.encode import Encoder
@@ -22,6 +23,8 @@ from agent.types import Frame, Scored, Verdict
 
 #: Labels in a verdict.
 TOP = 5
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,6 @@ class Recognizer:
         self._audit_due = 0.0
         self._metrics = metrics
         self._clocks = clocks
-        self._domain_of: dict[str, int] = {}
 
     @torch.no_grad()
     def recognize(self, frames: Sequence[Frame]) -> list[Verdict]:
@@ -87,9 +89,11 @@ class Recognizer:
             frozen_BK = self._zero_shot.logits(features_BD)
             energies_B = energy(frozen_BK)
             thresholds = [self._thresholds.of(domain) for domain in domains]
-            # A feature that is not finite says nothing of what is in the picture.
+            # A feature that is not finite says nothing of what is in the picture, nor of what is
+            # normal here.
             unknown_B = (energies_B.cpu() > torch.tensor(thresholds)) | ~finite_B.cpu()
-            self._thresholds.observe(domains, energies_B)
+            sound = finite_B.nonzero().flatten().tolist()
+            self._thresholds.observe([domains[row] for row in sound], energies_B[sound])
         with self._stage("adapt", stages):
             seen = Observation(
                 pixels_BCHW, features_BD, frozen_BK, domains, ~unknown_B.to(features_BD.device)
@@ -101,7 +105,9 @@ class Recognizer:
             zero_shot_BK = frozen_BK.softmax(dim=-1)
             self._guard.observe(domains, probabilities_BK, zero_shot_BK)
             self._watch(frames, assigned, energies_B, unknown_B, probabilities_BK)
-            self._watch_drift(frames, features_BD, zero_shot_BK)
+            self._watch_drift(
+                [frames[row] for row in sound], features_BD[sound], zero_shot_BK[sound]
+            )
             self._protect(set(domains))
         self._budget.earn(self._clocks.monotonic() - start)
 
@@ -184,7 +190,8 @@ class Recognizer:
                 [row for row, each in enumerate(aligned) if each], device=frozen_BK.device
             )
             source_BK = frozen_BK.clone()
-            source_BK[rows] = self._zero_shot.logits(self._encoder.encode_image(pixels_BCHW[rows]))
+            source_BD = torch.nan_to_num(self._encoder.encode_image(pixels_BCHW[rows]))
+            source_BK[rows] = self._zero_shot.logits(source_BD)
         return source_BK, [True] * len(domains)
 
     def _retire(self) -> None:
@@ -198,13 +205,15 @@ class Recognizer:
 
     def _protect(self, domains: set[int]) -> None:
         for domain in domains:
-            distance = self._strategy.distance(domain)
-            reason = self._guard.verdict(domain, distance)
+            reason = self._guard.verdict(domain, self._strategy.distance(domain))
             if reason is not None:
+                _log.warning(
+                    "domain %d is reset to the source: %s", domain, reason, extra={"domain": domain}
+                )
                 self._strategy.reset(domain)
                 self._guard.forget(domain)
                 self._metrics.adapter_resets.labels(reason).inc()
-            self._metrics.adapter_distance.labels(domain).set(distance)
+            self._metrics.adapter_distance.labels(domain).set(self._strategy.distance(domain))
             self._metrics.adapter_agreement.labels(domain).set(self._guard.agreement(domain))
             self._metrics.energy_threshold.labels(domain).set(self._thresholds.of(domain))
 
@@ -227,9 +236,13 @@ class Recognizer:
             metrics.entropy.labels(where.domain).observe(spread)
             if unknown:
                 metrics.ood_flagged.labels(camera).inc()
-            if self._domain_of.get(camera, SOURCE) != where.domain:
+            if where.switched:
                 metrics.domain_switches.labels(camera).inc()
-            self._domain_of[camera] = where.domain
+                _log.info(
+                    "the camera is now in domain %d",
+                    where.domain,
+                    extra={"camera": frame.camera, "frame": str(frame.record.id)},
+                )
             metrics.domain_active.labels(camera).set(where.domain)
             metrics.drift_score.labels(camera, "style").set(where.shift)
 

@@ -98,10 +98,15 @@ class _Camera:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A frame's domain, and how far its camera's present is from the source, in deviations."""
+    """A frame's domain.
+
+    `shift` is how far its camera's present is from the source, in standard deviations; `switched`
+    says that the camera changed its domain with this frame.
+    """
 
     domain: int
     shift: float
+    switched: bool = False
 
 
 @dataclass(slots=True)
@@ -155,6 +160,7 @@ class DomainMemory:
         state = self._cameras.get(camera)
         if state is None:
             state = self._cameras[camera] = _Camera(deque(maxlen=self.config.window))
+        before = state.domain
         white_S = (style_S - self.reference.mean) / self.reference.deviation
         state.recent.append(white_S)
         present_S = torch.stack(list(state.recent)).mean(dim=0)
@@ -175,7 +181,8 @@ class DomainMemory:
                     nearest = self._open(tail)
                 state.domain = nearest
                 state.dissent = 0
-        return Assignment(state.domain, float(present_S.square().mean().sqrt()))
+        shift = float(present_S.square().mean().sqrt())
+        return Assignment(state.domain, shift, switched=state.domain != before)
 
     def _nearest(self, present_S: Tensor) -> tuple[int, float]:
         """The closest domain and its root mean square distance."""

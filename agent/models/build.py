@@ -244,7 +244,7 @@ def train_text(
             picks += random.choices(range(len(words)), k=n)
             tokens = tokenizer([random.choice(templates)(words[i]) for i in picks])
             own = torch.tensor([rows[i] for i in picks])
-            by_length = tokens.argmax(dim=1).argsort().split(BATCH_SIZE)
+            by_length = torch.split(tokens.argmax(dim=1).argsort(), BATCH_SIZE)
             for chosen in random.sample(by_length, len(by_length)):
                 yield text_tower.truncate(tokens[chosen]), own[chosen]
 

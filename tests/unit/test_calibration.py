@@ -62,7 +62,7 @@ def test_of_another_subject_it_is_refused(saved):
 )
 def test_a_damaged_file_is_refused(saved, damage):
     saved.write_bytes(damage(saved.read_bytes()))
-    with pytest.raises(InvalidConfig, match="normal.safetensors"):
+    with pytest.raises(InvalidConfig, match=r"normal\.safetensors"):
         Calibration.load(saved, "subject")
 
 

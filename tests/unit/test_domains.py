@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -62,6 +64,14 @@ def test_a_new_domain_opens_and_stays():
     assert night[:5] == [SOURCE] * 5
     assert night[-15:] == [1] * 15
     assert domains.opened() == [1]
+
+
+def test_a_switch_is_told_with_the_frame_that_makes_it():
+    levels = torch.cat([torch.zeros(20), torch.full((20,), NIGHT), torch.zeros(20)])
+    where = memory().assign(("cam",) * 60, levels[:, None].expand(-1, S))
+    changes = [a.domain != b.domain for a, b in pairwise(where)]
+    assert [each.switched for each in where] == [False, *changes]
+    assert sum(changes) == 2
 
 
 def test_what_was_opened_is_told_once():
