@@ -22,6 +22,10 @@ LOOKS_AHEAD = ARCHITECTURE | {
     "text_cfg": ARCHITECTURE["text_cfg"] | {"no_causal_mask": True, "pool_type": "last"},
     "custom_text": True,
 }
+POOLS_LAST = ARCHITECTURE | {
+    "text_cfg": ARCHITECTURE["text_cfg"] | {"pool_type": "last"},
+    "custom_text": True,
+}
 APPENDS_A_CLASS = ARCHITECTURE | {
     "text_cfg": ARCHITECTURE["text_cfg"] | {"context_length": 76, "embed_cls": True},
     "custom_text": True,
@@ -35,6 +39,7 @@ def architectures(monkeypatch):
     monkeypatch.setitem(configs, NAME, ARCHITECTURE)
     monkeypatch.setitem(configs, "tiny-wide", WIDER)
     monkeypatch.setitem(configs, "tiny-ahead", LOOKS_AHEAD)
+    monkeypatch.setitem(configs, "tiny-last", POOLS_LAST)
     monkeypatch.setitem(configs, "tiny-class", APPENDS_A_CLASS)
     tags = {"hub": open_clip.pretrained._pcfg(hf_hub="somebody/tiny/", quick_gelu=True)}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, NAME, tags)
@@ -225,7 +230,7 @@ def test_braces_in_a_template_or_a_label_are_text():
     assert tiny_encoder().encode_labels(["a {0} b"], ["a {} :}"]).shape == (1, 1, 24)
 
 
-@pytest.mark.parametrize("name", [NAME, "tiny-ahead", "tiny-class"])
+@pytest.mark.parametrize("name", [NAME, "tiny-ahead", "tiny-last", "tiny-class"])
 def test_labels_are_encoded_as_open_clip_does(tmp_path, name):
     save_file(weights(name), tmp_path / "model.safetensors")
     encoder: Encoder = load(config(name, tmp_path / "model.safetensors"))
