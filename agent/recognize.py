@@ -64,6 +64,7 @@ class Recognizer:
         self._budget = budget
         self._audit = audit
         self._audit_due = 0.0
+        self._aligned: set[int] = set()
         self._metrics = metrics
         self._clocks = clocks
 
@@ -88,12 +89,12 @@ class Recognizer:
         with self._stage("score", stages):
             frozen_BK = self._zero_shot.logits(features_BD)
             energies_B = energy(frozen_BK)
-            thresholds = [self._thresholds.of(domain) for domain in domains]
             # A feature that is not finite says nothing of what is in the picture, nor of what is
             # normal here.
-            unknown_B = (energies_B.cpu() > torch.tensor(thresholds)) | ~finite_B.cpu()
             sound = finite_B.nonzero().flatten().tolist()
             self._thresholds.observe([domains[row] for row in sound], energies_B[sound])
+            thresholds = [self._thresholds.of(domain) for domain in domains]
+            unknown_B = (energies_B.cpu() > torch.tensor(thresholds)) | ~finite_B.cpu()
         with self._stage("adapt", stages):
             seen = Observation(
                 pixels_BCHW, features_BD, frozen_BK, domains, ~unknown_B.to(features_BD.device)
@@ -195,7 +196,16 @@ class Recognizer:
         return source_BK, [True] * len(domains)
 
     def _retire(self) -> None:
-        """A domain id that is used anew must not inherit anything."""
+        """Forget what is void.
+
+        That is all of a domain whose id is used anew, and the energies of one that is encoded
+        otherwise than before.
+        """
+        for domain in self._domains.domains:
+            aligned = self._strategy.aligned(domain)
+            if aligned != (domain in self._aligned):
+                self._thresholds.forget(domain)
+                self._aligned ^= {domain}
         for domain in self._domains.opened():
             if self._strategy.version(domain) > 0:
                 self._metrics.adapter_resets.labels(Reason.EVICTED).inc()

@@ -3,7 +3,7 @@
 The source domain is left alone. In every other domain
 
 * the image tower is aligned to the domain's statistics (`alignment`), measured on admitted frames
-  that differ from each other, and only if that makes the model surer of them;
+  that differ from each other, and only while that makes its answers more informative;
 * context vectors of the prompt are tuned on cached features against an exponential moving average
   of themselves, the weight-averaged teacher (Tarvainen & Valpola 2017; CoTTA, Wang et al. 2022).
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from agent.adapt.alignment import Alignment, Moments
 from agent.adapt.domains import SOURCE
+from agent.adapt.information import Answers
 from agent.adapt.memory import FeatureMemory
 from agent.adapt.prompt import Tunable, shifted, tunable
 from agent.adapt.strategy import Observation, Outcome, ZeroShot, entropy
@@ -34,6 +35,8 @@ class ContinualConfig:
     Attributes:
         gallery: admitted frames on which the statistics are measured at a time.
         novelty: a frame enters the gallery if its cosine to each frame there is below this.
+        margin: by how much more information, relatively, the aligned answers must carry, so that
+            chance does not decide.
         settled: images after which older statistics fade as new ones come.
         batch: features in one prompt step; a step waits until as many new ones were admitted.
         learning_rate: of AdamW, relative to the root mean square of the source context.
@@ -45,8 +48,9 @@ class ContinualConfig:
         restore: probability that a step sets an entry of the context back to the source.
     """
 
-    gallery: int = 32
+    gallery: int = 16
     novelty: float = 0.95
+    margin: float = 0.02
     settled: int = 512
     batch: int = 32
     learning_rate: float = 2e-2
@@ -69,7 +73,11 @@ class _Domain:
         self.memory = FeatureMemory()
         self.fresh = 0
         self.gallery: list[tuple[Tensor, Tensor]] = []  # (pixels as uint8, feature)
+        self.offered = 0
         self.moments: Moments | None = None
+        self.measured = 0
+        self.plain = Answers()
+        self.corrected = Answers()
         self.aligned = False
         self.median_entropy = float("nan")
         self.version = 0
@@ -144,13 +152,20 @@ class Continual:
                 state.median_entropy = sureness
             # Stochastic approximation of the median: a constant step up or down.
             state.median_entropy += 0.05 * (1 if sureness > state.median_entropy else -1)
-            if self._alignment.available and len(state.gallery) < self._config.gallery:
+            if self._wants(state):
                 closest = max((float(f @ feature_D) for _, f in state.gallery), default=-1.0)
                 if closest < self._config.novelty:
                     pixels = (seen.pixels_BCHW[row] * 255).round().to(torch.uint8)
                     state.gallery.append((pixels, feature_D))
             if sureness <= state.median_entropy and state.memory.add(feature_D, label):
                 state.fresh += 1
+
+    def _wants(self, state: _Domain) -> bool:
+        """Whether the gallery looks at this frame; the more was measured, the fewer are needed."""
+        if not self._alignment.available or len(state.gallery) >= self._config.gallery:
+            return False
+        state.offered += 1
+        return state.offered % (1 + state.measured // 64) == 0
 
     # -- learning -------------------------------------------------------------------------------
 
@@ -166,20 +181,30 @@ class Continual:
 
     @torch.no_grad()
     def _align(self, state: _Domain) -> Outcome:
-        """Measure the gallery; publish if the zero-shot model is surer of it with than without."""
+        """Judge the statistics so far on the gallery, which they do not know yet; then add it.
+
+        They are published while, over the galleries so far, the zero-shot model's answers say
+        more of the frames with them than without.
+        """
         pixels = torch.stack([pixels for pixels, _ in state.gallery]).float().div_(255)
         state.gallery.clear()
-        plain = self._confidence(self._encoder.encode_image(pixels))
         prior = state.moments
-        if prior is not None and prior.count > self._config.settled:
-            prior = Moments(prior.mean, prior.variance, self._config.settled)
+        was = state.aligned
+        if prior is not None:
+            state.plain.add(self._answers(self._encoder.encode_image(pixels)))
+            with self._alignment.applied([prior] * len(pixels)):
+                state.corrected.add(self._answers(self._encoder.encode_image(pixels)))
+            least = (1 + self._config.margin) * state.plain.information
+            state.aligned = state.corrected.information > least
+            if prior.count > self._config.settled:
+                prior = Moments(prior.mean, prior.variance, self._config.settled)
         with self._alignment.measured(prior) as measured:
-            aligned = self._confidence(self._encoder.encode_image(pixels))
+            self._encoder.encode_image(pixels)
         moments = measured[0]
         if not bool(torch.isfinite(moments.mean).all() & torch.isfinite(moments.variance).all()):
             return Outcome.NON_FINITE
         state.moments = moments
-        was, state.aligned = state.aligned, aligned > plain
+        state.measured += len(pixels)
         if state.aligned or was:
             # Features kept so far were encoded otherwise.
             state.memory.clear()
@@ -187,8 +212,8 @@ class Continual:
             state.version += 1
         return Outcome.ALIGNED if state.aligned else Outcome.DECLINED
 
-    def _confidence(self, features_BD: Tensor) -> float:
-        return float(self._zero_shot.logits(features_BD).softmax(-1).amax(-1).mean())
+    def _answers(self, features_BD: Tensor) -> Tensor:
+        return self._zero_shot.logits(features_BD).softmax(dim=-1)
 
     def _tune(self, state: _Domain) -> Outcome:
         """One AdamW step on symmetric cross-entropy to the centred, sharpened teacher."""
@@ -272,11 +297,14 @@ class Continual:
                 "theta": kept.theta.detach().clone(),
                 "teacher": kept.teacher.clone(),
                 "centre": kept.centre_K.clone(),
-                "counters": torch.tensor([kept.version, kept.fresh, int(kept.aligned)]),
+                "counters": torch.tensor(
+                    [kept.version, kept.fresh, int(kept.aligned), kept.offered, kept.measured]
+                ),
                 "median_entropy": torch.tensor(kept.median_entropy),
             }
             if features is not None:
                 own |= {"memory.labels": torch.tensor(labels), "memory.features": features}
+            own |= kept.plain.state("plain") | kept.corrected.state("corrected")
             if kept.moments is not None:
                 own |= {
                     "moments.mean": kept.moments.mean.clone(),
@@ -305,8 +333,10 @@ class Continual:
             kept.theta.copy_(own["theta"])
         kept.teacher.copy_(own["teacher"])
         kept.centre_K.copy_(own["centre"])
-        kept.version, kept.fresh, aligned = own["counters"].tolist()
+        kept.version, kept.fresh, aligned, kept.offered, kept.measured = own["counters"].tolist()
         kept.aligned = bool(aligned)
+        kept.plain.load_state(own, "plain")
+        kept.corrected.load_state(own, "corrected")
         kept.median_entropy = float(own["median_entropy"])
         if "memory.labels" in own:
             for label, feature in zip(

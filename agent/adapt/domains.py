@@ -98,7 +98,7 @@ class _Camera:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A frame's domain.
+    """A frame's domain: its camera's, or the source if the frame looks more like that.
 
     `shift` is how far its camera's present is from the source, in standard deviations; `switched`
     says that the camera changed its domain with this frame.
@@ -182,7 +182,15 @@ class DomainMemory:
                 state.domain = nearest
                 state.dissent = 0
         shift = float(present_S.square().mean().sqrt())
-        return Assignment(state.domain, shift, switched=state.domain != before)
+        switched = state.domain != before
+        return Assignment(self._domain_of(white_S, state.domain), shift, switched)
+
+    def _domain_of(self, white_S: Tensor, domain: int) -> int:
+        """The camera's domain, or the source if the frame looks more like that: do no harm."""
+        if domain == SOURCE:
+            return SOURCE
+        stranger = (white_S - self._centroids[domain].mean).norm() > white_S.norm()
+        return SOURCE if bool(stranger) else domain
 
     def _nearest(self, present_S: Tensor) -> tuple[int, float]:
         """The closest domain and its root mean square distance."""

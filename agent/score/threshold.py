@@ -2,8 +2,8 @@
 
 Calibration fixes the threshold of the source domain at a quantile of normal frames. A shifted
 domain moves all energies, those of known objects too, so its threshold moves along with the
-domain's own running quantiles: with the median, which fewer than half unknown frames cannot drag
-far, and with the distance between the calibration's median and threshold kept.
+domain's own running median and median absolute deviation, which fewer than half unknown frames
+cannot drag far: it stands as many deviations above the median as calibration's does.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ class EnergyReference:
         """Of the normal frames."""
         return float(self.sorted_N.median())
 
+    @property
+    def deviation(self) -> float:
+        """Median absolute deviation of the normal frames."""
+        return max(float((self.sorted_N - self.median).abs().median()), 1e-6)
+
     def threshold(self, false_alarm_rate: float) -> float:
         """Split-conformal quantile: a new normal frame lies above it with at most that probability.
 
@@ -70,8 +75,11 @@ class Thresholds:
         recent = self._recent.get(domain)
         if domain == SOURCE or not recent:
             return base
-        shift = median(recent) - self.reference.median
-        return base + shift * len(recent) / (len(recent) + PRIOR)
+        middle = median(recent)
+        spread = median(abs(value - middle) for value in recent) / self.reference.deviation
+        trust = len(recent) / (len(recent) + PRIOR)
+        own = middle + (base - self.reference.median) * (1 + trust * (spread - 1))
+        return base + trust * (own - base)
 
     def observe(self, domains: Sequence[int], energies_B: Tensor) -> None:
         """Take in a batch's energies, of flagged frames too: the median bears with them."""

@@ -30,6 +30,10 @@ class Known:
     def assign(self, cameras, styles):
         return [Assignment(int(camera), 0.5) for camera in cameras]
 
+    @property
+    def domains(self):
+        return range(4)
+
     def opened(self):
         fresh, self.fresh = self.fresh, []
         return fresh
@@ -215,7 +219,9 @@ def test_an_id_that_is_used_anew_inherits_nothing():
     thresholds = Thresholds(0.05, EnergyReference.of(torch.tensor([-20.0])))
     thresholds.observe([1] * 50, torch.full((50,), 100.0))
     recognizer = build(spy, thresholds=thresholds, domains=Known(opened=[1]))
-    assert recognizer.recognize(frames(1, camera="1"))[0].threshold == -20.0
+    fresh = build(Spy(ENCODER), thresholds=Thresholds(0.05, thresholds.reference))
+    expected = fresh.recognize(frames(1, camera="1"))[0].threshold
+    assert recognizer.recognize(frames(1, camera="1"))[0].threshold == expected
     assert spy.resets == [1]
     assert sample(recognizer, "tta_adapter_resets_total", reason="evicted") == 1
 

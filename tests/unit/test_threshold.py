@@ -68,7 +68,7 @@ def test_a_burst_of_unknown_frames_does_not_drag_it():
     before = thresholds.of(NIGHT)
     burst = normal(60, 2, mean=0)
     thresholds.observe([NIGHT] * 60, burst)
-    assert thresholds.of(NIGHT) - before < 1
+    assert thresholds.of(NIGHT) - before < 1.5  # a tenth of the way to the strangers
     assert (burst > thresholds.of(NIGHT)).all()
 
 
