@@ -119,6 +119,11 @@ def _recognizer(config: Config, encoder: Encoder, metrics: Metrics) -> Recognize
     normal = None
     if config.calibration is not None:
         normal = Calibration.load(Path(config.calibration), subject_of(encoder, config.model))
+    elif config.adapt.strategy != "frozen":
+        _log.warning(
+            "no calibration is configured: statistics alignment is off, and the first frames are "
+            "taken for normal; see tta-agent calibrate --help"
+        )
     labels = zero_shot(encoder, config.model, normal.temperature if normal else 1.0)
     strategy = STRATEGIES[config.adapt.strategy](
         encoder, labels, normal.moments if normal else None, config.adapt.seed

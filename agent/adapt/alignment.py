@@ -6,8 +6,9 @@ own, undoes much of it (Li et al. 2017, "Revisiting Batch Normalization For Prac
 Adaptation"; Schneider et al. 2020). Here each domain keeps its own table, and each sample of a
 batch is given its own domain's.
 
-BatchNorm brings its reference along: the running statistics. LayerNorm has none, so its reference
-is measured once on normal frames (`calibrate`); without one, those sites are only ever measured.
+The reference is best measured on the operator's own normal frames (`calibrate`): what the same few
+scenes have in common then cancels. Without that BatchNorm has its running statistics to go by, and
+sites of LayerNorm, which keeps none, are only ever measured.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Alignment:
     """
 
     def __init__(self, visual: nn.Module, reference: Moments | None = None) -> None:
-        """`reference` is the LayerNorm sites' measured reference; BatchNorm sites do not use it."""
+        """`reference` is what the sites see of normal frames; see the module for what if not."""
         self._sites: list[_Site] = []
         start = 0
         for module in visual.modules():
@@ -100,12 +101,12 @@ class Alignment:
         mean = torch.zeros(start, device=device)
         variance = torch.ones(start, device=device)
         for site in self._sites:
-            if isinstance(site.module, _BatchNorm):
-                mean[site.span] = _statistic(site.module.running_mean)
-                variance[site.span] = _statistic(site.module.running_var)
-            elif reference is not None:
+            if reference is not None:
                 mean[site.span] = reference.mean[site.span].to(device)
                 variance[site.span] = reference.variance[site.span].to(device)
+            elif isinstance(site.module, _BatchNorm):
+                mean[site.span] = _statistic(site.module.running_mean)
+                variance[site.span] = _statistic(site.module.running_var)
         self._reference = Moments(mean, variance, count=0)
         self._act: Callable[[_Site, Tensor], Tensor] | None = None
         for site in self._sites:

@@ -182,12 +182,6 @@ def test_a_domain_like_the_reference_is_almost_the_identity(architecture):
     normal = pictures(64, 0)
     look = Alignment(encoder.visual)
     reference, before = measured(look, encoder.encode_image, normal, align=False)
-    for module in encoder.visual.modules():
-        if isinstance(module, nn.BatchNorm2d):  # running statistics as training would leave them
-            module.train().momentum = 1.0
-            encoder.encode_image(normal)
-            module.eval()
-    before = encoder.encode_image(normal)
     _, aligned = measured(Alignment(encoder.visual, reference), encoder.encode_image, normal)
     assert F.cosine_similarity(aligned, before).min() > 0.99
 

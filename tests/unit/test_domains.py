@@ -1,5 +1,3 @@
-from itertools import pairwise
-
 import pytest
 import torch
 
@@ -69,9 +67,17 @@ def test_a_new_domain_opens_and_stays():
 def test_a_switch_is_told_with_the_frame_that_makes_it():
     levels = torch.cat([torch.zeros(20), torch.full((20,), NIGHT), torch.zeros(20)])
     where = memory().assign(("cam",) * 60, levels[:, None].expand(-1, S))
-    changes = [a.domain != b.domain for a, b in pairwise(where)]
-    assert [each.switched for each in where] == [False, *changes]
-    assert sum(changes) == 2
+    assert sum(each.switched for each in where) == 2
+    night = next(n for n, each in enumerate(where) if each.switched)
+    assert {each.domain for each in where[:night]} == {SOURCE}
+    assert {each.domain for each in where[night:40]} == {1}
+
+
+def test_a_frame_that_looks_like_the_source_is_left_to_it_at_once():
+    domains = memory()
+    see(domains, NIGHT, 30)
+    assert see(domains, 0.0, 1) == [SOURCE]
+    assert see(domains, NIGHT, 1) == [1]
 
 
 def test_what_was_opened_is_told_once():
