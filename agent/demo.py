@@ -37,7 +37,7 @@ from agent.produce import FrameProducer
 from agent.types import FrameId
 
 #: Frames on their way at a time: enough for full batches, too few for a long queue.
-IN_FLIGHT = 96
+IN_FLIGHT = 64
 #: Clear frames that say what is normal.
 CALIBRATION_FRAMES = 192
 #: Of the user's photographs, the share that is used for calibration and not for the stream.

@@ -14,6 +14,7 @@ import yaml
 
 from agent.testing import jpeg, picture
 from tests.integration.brokers import produce, read_all
+from tests.integration.prometheus import query, running_prometheus
 
 pytestmark = pytest.mark.integration
 
@@ -35,9 +36,13 @@ class Agent:
     def lines(self):
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
-    def get(self, path):
+    @property
+    def address(self):
         port = next(line["port"] for line in self.lines() if "port" in line)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        return f"127.0.0.1:{port}"
+
+    def get(self, path):
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=5) as answer:
             return answer.read().decode()
 
     def stop(self, number=signal.SIGTERM):
@@ -204,3 +209,13 @@ def test_probes_and_metrics_tell_what_happened(kafka_config, start):
         if line.startswith("tta_frames_total") and 'outcome="verdict"' in line
     )
     assert verdicts == 38
+
+
+def test_a_real_prometheus_scrapes_the_running_agent(kafka_config, start, tmp_path):
+    send(kafka_config, frames(40))
+    agent = start()
+    await_answers(kafka_config)
+    with running_prometheus(agent.address, tmp_path) as prometheus:
+        answer = query(prometheus, "sum by (outcome) (tta_frames_total) > 0")
+    counts = {labels["outcome"]: value for labels, value in answer}
+    assert counts == {"verdict": "38", "dead_letter": "2"}

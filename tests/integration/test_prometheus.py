@@ -1,14 +1,7 @@
 """A real Prometheus scrapes the agent's port, and its own linter reads the exposition."""
 
-import json
-import os
-import shutil
-import socket
 import subprocess
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 
 import pytest
 from prometheus_client import generate_latest
@@ -16,19 +9,9 @@ from prometheus_client import generate_latest
 from agent.config import HttpConfig
 from agent.health import Health, StatusApp, serve
 from agent.metrics import Metrics
+from tests.integration.prometheus import query, running_prometheus, tool
 
 pytestmark = pytest.mark.integration
-
-START_S = 60
-
-
-def tool(name):
-    path = shutil.which(name)
-    if path is None and os.environ.get("CI") == "true":
-        pytest.fail(f"{name} is missing: install the Debian package prometheus")
-    if path is None:
-        pytest.skip(f"{name} is missing: install the Debian package prometheus")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -50,40 +33,8 @@ def scraped(metrics):
 
 @pytest.fixture(scope="module")
 def prometheus(scraped, tmp_path_factory):
-    """The address of a Prometheus that scrapes every 200 ms."""
-    folder = tmp_path_factory.mktemp("prometheus")
-    job = {"job_name": "tta", "static_configs": [{"targets": [scraped]}]}
-    settings = {"global": {"scrape_interval": "200ms", "scrape_timeout": "200ms"}}
-    (folder / "prometheus.yml").write_text(json.dumps({**settings, "scrape_configs": [job]}))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [
-        tool("prometheus"),
-        f"--config.file={folder / 'prometheus.yml'}",
-        f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address={address}",
-    ]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        yield f"http://{address}"
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def query(prometheus, expression):
-    """The samples that answer an instant query, once there are any."""
-    url = f"{prometheus}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(url, timeout=5) as reply:  # noqa: S310
-                answer = json.load(reply)
-        except (urllib.error.URLError, ConnectionError):
-            answer = {"data": {"result": []}}  # still starting
-        if answer["data"]["result"]:
-            return [(sample["metric"], sample["value"][1]) for sample in answer["data"]["result"]]
-        time.sleep(0.1)
-    return []
+    with running_prometheus(scraped, tmp_path_factory.mktemp("prometheus")) as address:
+        yield address
 
 
 def test_a_counter_arrives_with_its_labels(prometheus):
