@@ -34,10 +34,11 @@ def calibrate_folder(config: Config, folder: Path, out: Path) -> None:
     with Progress(console=Console(stderr=True)) as progress:
         reading = progress.add_task("reading", total=len(paths))
         for index, path in enumerate(paths):
-            record = Record(FrameId(folder.name, 0, index), None, path.read_bytes(), (), 0.0)
             try:
+                value = path.read_bytes()
+                record = Record(FrameId(folder.name, 0, index), None, value, (), 0.0)
                 frame = decode(record, config.decode, preprocess.size, preprocess.crop_ratio)
-            except InvalidFrame as error:
+            except (InvalidFrame, OSError) as error:
                 _log.warning("%s is left out: %s", path, error)
             else:
                 images.append(frame.pixels)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
@@ -19,11 +21,15 @@ SECRETS = {
     "TTA_KAFKA_SSL_KEY_PASSWORD": ("kafka", "ssl_key_password"),
 }
 
+#: Host and port; an IPv6 address stands in brackets.
+_ADDRESS = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}")
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
 Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+Timeout = Annotated[float, Field(ge=1, le=3600)]
 
 
 class Section(BaseModel):
@@ -60,11 +66,11 @@ class KafkaConfig(Section):
     """Topic that frames which cannot be read are written to, with the reason in headers."""
     auto_offset_reset: Literal["earliest", "latest"] = "earliest"
     """Where a group without committed offsets begins."""
-    session_timeout_s: Seconds = 45.0
+    session_timeout_s: Timeout = 45.0
     """Seconds without a heartbeat after which the broker gives our partitions to others."""
-    max_poll_interval_s: Seconds = 300.0
+    max_poll_interval_s: Timeout = 300.0
     """Seconds a batch may take before the agent counts as stuck and leaves the group."""
-    delivery_timeout_s: Seconds = 30.0
+    delivery_timeout_s: Timeout = 30.0
     """Seconds to wait until the broker acknowledges what was sent."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     """How the connection is encrypted (SSL) and authenticated (SASL)."""
@@ -82,6 +88,23 @@ class KafkaConfig(Section):
     """The private key of that certificate, as PEM."""
     ssl_key_password: SecretStr | None = None
     """What unlocks the key; better set by the environment variable TTA_KAFKA_SSL_KEY_PASSWORD."""
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _addresses(cls, servers: str) -> str:
+        _refuse(
+            f"expected host:port, got {server.strip()!r}"
+            for server in servers.split(",")
+            if not _ADDRESS.fullmatch(server.strip())
+        )
+        return servers
+
+    @field_validator("frames_topic", "verdicts_topic", "dead_letter_topic")
+    @classmethod
+    def _no_folder(cls, topic: str) -> str:
+        if topic in (".", ".."):
+            raise ValueError(f"Kafka keeps no topic of the name {topic!r}")
+        return topic
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -107,6 +130,8 @@ class KafkaConfig(Section):
             yield "frames_topic must differ from the topics that are written to"
         if self.verdicts_topic == self.dead_letter_topic:
             yield "verdicts_topic and dead_letter_topic must differ"
+        if self.max_poll_interval_s < self.session_timeout_s:
+            yield "max_poll_interval_s must be at least session_timeout_s"
 
 
 class SourceConfig(Section):
@@ -114,7 +139,7 @@ class SourceConfig(Section):
 
     kind: Literal["kafka", "directory", "video"] = "kafka"
     """Kafka, a folder of images, or a video file."""
-    path: str | None = None
+    path: Text | None = None
     """Folder of images or video file; needed for those two."""
     camera: Text = "camera-0"
     """Camera id of frames from a folder or a video."""
@@ -138,20 +163,20 @@ class SinkConfig(Section):
 class DecodeConfig(Section):
     """Bounds on a frame, checked before its pixels are allocated."""
 
-    max_bytes: Positive = 8 * 1024 * 1024
+    max_bytes: Annotated[int, Field(gt=0, le=2**30)] = 8 * 1024 * 1024
     """Bytes of an encoded frame; larger ones are dead-lettered."""
-    max_pixels: Positive = 40_000_000
+    max_pixels: Annotated[int, Field(gt=0, le=10**9)] = 40_000_000
     """Pixels of a frame; larger ones are dead-lettered."""
-    workers: Positive = 2
+    workers: Annotated[int, Field(gt=0, le=256)] = 2
     """Threads that decode."""
 
 
 class BatchConfig(Section):
     """How many frames are encoded together, and how long the first of them waits."""
 
-    max_size: Positive = 32
+    max_size: Annotated[int, Field(gt=0, le=4096)] = 32
     """Frames in a batch, at most."""
-    max_wait_ms: Annotated[float, Field(ge=0)] = 50.0
+    max_wait_ms: Annotated[float, Field(ge=0, le=60_000)] = 50.0
     """Milliseconds the first frame of a batch waits for others."""
 
 
@@ -193,11 +218,16 @@ class ModelConfig(Section):
     @field_validator("labels")
     @classmethod
     def _distinct(cls, labels: list[str]) -> list[str]:
-        twice = sorted({label for label in labels if labels.count(label) > 1})
-        if not all(label.strip() for label in labels):
+        # As the tokenizer reads them: it folds case and runs of space.
+        read = Counter(" ".join(label.lower().split()) for label in labels)
+        if "" in read:
             raise ValueError("a label is empty")
-        if twice:
-            raise ValueError(f"labels given twice: {', '.join(map(repr, twice))}")
+        _refuse(f"label given twice: {label!r}" for label, count in read.items() if count > 1)
+        _refuse(
+            f"label is not Unicode text: {label!r}"
+            for label in labels
+            if any("\ud800" <= character <= "\udfff" for character in label)
+        )
         return labels
 
     @field_validator("templates")
@@ -247,7 +277,7 @@ class OodConfig(Section):
 class DriftConfig(Section):
     """How drift is measured."""
 
-    window: Annotated[int, Field(ge=32)] = 256
+    window: Annotated[int, Field(ge=32, le=8192)] = 256
     """Frames of a camera that are compared with the reference."""
 
 
@@ -282,7 +312,7 @@ class Config(Section):
     decode: DecodeConfig = DecodeConfig()
     batch: BatchConfig = BatchConfig()
     model: ModelConfig = ModelConfig()
-    calibration: str | None = None
+    calibration: Text | None = None
     """The file that 'tta-agent calibrate' wrote; null learns the threshold on the way."""
     adapt: AdaptConfig = AdaptConfig()
     ood: OodConfig = OodConfig()

@@ -100,7 +100,9 @@ def read(text: str, name: str) -> Document:
     if isinstance(root, yaml.MappingNode):
         document.data.update(_mapping(root, (), document))
     elif root is not None and root.tag != f"{_TAG}null":
-        message = f"expected sections such as 'model:', got {_spot(root).kind}"
+        tagged = not root.tag.startswith(_TAG)
+        got = f"a value with the tag {root.tag[:40]}" if tagged else _spot(root).kind
+        message = f"expected sections such as 'model:', got {got}"
         raise InvalidConfig([f"{name}:{root.start_mark.line + 1}: {message}"])
     return document
 

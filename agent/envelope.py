@@ -120,7 +120,9 @@ def _camera(record: Record, headers: Mapping[str, bytes]) -> str:
 def _captured_at(record: Record, headers: Mapping[str, bytes]) -> float:
     if "ce_time" in headers:
         return _timestamp(_text(headers["ce_time"], "ce_time"), "ce_time")
-    return record.timestamp
+    # Brokers keep what a client wrote, be it −1 for none or microseconds by mistake. The picture is
+    # good all the same, so its time is only brought into what a datetime can hold.
+    return min(max(record.timestamp, 0.0), float(_LAST_SECOND))
 
 
 def _text(value: bytes, field: str) -> str:

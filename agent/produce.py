@@ -29,7 +29,9 @@ def images_under(folder: Path) -> list[Path]:
     Raises:
         AgentError: there are none.
     """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()
+    )
     if not found:
         raise AgentError(f"{folder} holds no image files ({', '.join(sorted(SUFFIXES))})")
     return found
@@ -83,11 +85,19 @@ def paced(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[bytes]:
-    """File contents, no faster than `per_second`; None is as fast as they are taken."""
+    """File contents, no faster than `per_second`; None is as fast as they are taken.
+
+    A file that cannot be read is told of and left out.
+    """
     start = clock()
     for index, path in enumerate(paths):
         if per_second is not None:
             ahead_s = start + index / per_second - clock()
             if ahead_s > 0:
                 sleep(ahead_s)
-        yield path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            _log.warning("%s is left out: %s", path, error.strerror)
+        else:
+            yield content

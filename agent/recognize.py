@@ -119,6 +119,7 @@ class Recognizer:
         return [
             Verdict(
                 frame=frame.record.id,
+                subject=frame.record.subject,
                 camera=frame.camera,
                 captured_at=frame.captured_at,
                 top=tuple(Scored(labels[k], p) for k, p in zip(ks, ps, strict=True)),

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from agent.errors import InvalidFrame
 
+#: A subject is carried into verdicts and logs, so it must stay small.
+MAX_SUBJECT_BYTES = 1024
+
 
 class Partition(NamedTuple):
     """One ordered log of records."""
@@ -54,6 +57,14 @@ class Record:
     headers: tuple[tuple[str, bytes | None], ...]
     timestamp: float
 
+    @property
+    def subject(self) -> str | None:
+        """What the frame is called at its origin, such as a file's name: header `ce_subject`."""
+        for name, value in self.headers:
+            if value and name.lower() == "ce_subject":
+                return value[:MAX_SUBJECT_BYTES].decode(errors="replace")
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -88,6 +99,7 @@ class Verdict:
     """What the agent says of one frame.
 
     Attributes:
+        subject: what the frame is called at its origin, if the record says so.
         top: labels by falling probability, by the adapted model.
         frozen: the label of the zero-shot prompt, which no adaptation ever touches.
         frozen_encoder: the encoder `frozen` was computed with: "source" (the model as it was
@@ -104,6 +116,7 @@ class Verdict:
     """
 
     frame: FrameId
+    subject: str | None
     camera: str
     captured_at: float
     top: tuple[Scored, ...]

@@ -27,6 +27,7 @@ def to_event(verdict: Verdict) -> dict[str, Any]:
         "specversion": "1.0",
         "id": str(verdict.frame),
         "source": f"/cameras/{quote(verdict.camera, safe='')}",
+        **({} if verdict.subject is None else {"subject": verdict.subject}),
         "type": VERDICT_TYPE,
         "time": rfc3339(verdict.captured_at),
         "datacontenttype": "application/json",

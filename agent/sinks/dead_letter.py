@@ -46,6 +46,7 @@ def describe(rejected: Rejected, now: float) -> dict[str, Any]:
         "topic": frame.topic,
         "partition": frame.partition,
         "offset": frame.offset,
+        **({} if rejected.record.subject is None else {"subject": rejected.record.subject}),
         "time": rfc3339(now),
     }
 

@@ -17,7 +17,7 @@ from agent.sinks import cloudevents
 from agent.sinks.dead_letter import Letter
 from agent.types import Rejected, Verdict
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 #: The broker's own limit shall decide, so the client's stands far above it.
 _MAX_REQUEST_BYTES = 100 * 1024 * 1024
@@ -87,7 +87,7 @@ class KafkaSink:
         too_large = [f for f in undelivered if isinstance(f.error, MessageSizeTooLargeError)]
         _check([*unpublished, *(f for f in undelivered if f not in too_large)])
         for failure in too_large:
-            log.warning("%s takes no record of this size: value omitted", failure.topic)
+            _log.warning("%s takes no record of this size: value omitted", failure.topic)
             self._letters.publish(failure.letter.without_value())
         _check(self._letters.settle())
 
@@ -166,7 +166,7 @@ class Outbox:
         try:
             self._producer.close(timeout=_FLUSH_MARGIN_S)
         except KafkaError as error:
-            log.warning("the producer for %s did not end in time: %s", self._topic, error)
+            _log.warning("the producer for %s did not end in time: %s", self._topic, error)
 
 
 def _check(failures: Sequence[Failure]) -> None:

@@ -11,20 +11,22 @@ from agent.errors import InvalidConfig
 from agent.sources import EndOfStream
 from agent.types import FrameId, Partition, Record
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class DirectorySource:
     """Delivers the files of a folder in the order of their paths, then ends.
 
-    The folder's name is the topic, a file's place in the order its offset and its modification
-    time the record's timestamp. Offsets are not kept: a restart begins with the first file.
+    The folder's name is the topic, a file's place in the order its offset, its path the subject
+    and its modification time the record's timestamp. Offsets are not kept: a restart begins with
+    the first file.
     """
 
     def __init__(
-        self, topic: str, files: Sequence[Path], camera: str, max_bytes: int, max_records: int
+        self, folder: Path, files: Sequence[Path], camera: str, max_bytes: int, max_records: int
     ) -> None:
-        self._log = Partition(topic, 0)
+        self._log = Partition(folder.resolve().name, 0)
+        self._folder = folder
         self._files = files
         self._camera = camera
         self._max_bytes = max_bytes
@@ -49,7 +51,7 @@ class DirectorySource:
         files = sorted(path for path in folder.rglob("*") if _is_frame(path, folder))
         if not files:
             raise InvalidConfig([f"source.path: expected a folder of images: {folder}"])
-        return cls(folder.resolve().name, files, camera, max_bytes, max_records)
+        return cls(folder, files, camera, max_bytes, max_records)
 
     def poll(self, timeout_s: float) -> list[Record]:
         """The next files; never waits."""
@@ -98,12 +100,12 @@ class DirectorySource:
             with path.open("rb") as file:
                 value = file.read(self._max_bytes + 1)
         except OSError as error:  # without a value it is rejected, and the stream goes on
-            log.warning("cannot read %s: %s", path, error)
+            _log.warning("cannot read %s: %s", path, error)
         return Record(
             id=FrameId(*self._log, offset),
             key=self._camera.encode(),
             value=value,
-            headers=(),
+            headers=(("ce_subject", str(path.relative_to(self._folder)).encode(errors="replace")),),
             timestamp=timestamp,
         )
 

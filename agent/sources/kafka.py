@@ -29,7 +29,7 @@ from agent.config import KafkaConfig
 from agent.connection import explain, settings
 from agent.types import FrameId, Partition, Record
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 #: The group moved on while a batch was computed. Nothing failed: what the member still owns is
 #: committed once it has rejoined, and the rest is another's to deliver again.
@@ -199,14 +199,14 @@ class KafkaSource:
         try:
             self._consumer.close(autocommit=False, timeout_ms=_REQUEST_TIMEOUT_MS)
         except KafkaError as error:
-            log.warning("could not leave the group %s: %s", self._config.group_id, error)
+            _log.warning("could not leave the group %s: %s", self._config.group_id, error)
 
     def gain(self, assigned: Iterable[TopicPartition]) -> None:
         """Take note of a completed rebalance. Called by the client, within a poll."""
         self.lose(self._owned.difference(assigned))
         self._owned = set(assigned)
         self._consumer.pause(*(self._owned if self._paused else self._owned & self._lost))
-        log.info("assigned partitions: %s", sorted(p.partition for p in self._owned))
+        _log.info("assigned partitions: %s", sorted(p.partition for p in self._owned))
 
     def lose(self, partitions: Iterable[TopicPartition]) -> None:
         """Take note of partitions that are gone. Called by the client, within a poll."""
@@ -226,7 +226,7 @@ class KafkaSource:
         try:
             self._consumer.commit(offsets, timeout_ms=_REQUEST_TIMEOUT_MS)
         except _GROUP_MOVED_ON as error:
-            log.info("commit put off, the group is rebalancing: %s", error)
+            _log.info("commit put off, the group is rebalancing: %s", error)
         except KafkaError as error:
             raise explain(error, self._config) from error
         else:
@@ -236,7 +236,7 @@ class KafkaSource:
         if self._owned:
             self._consumer.end_offsets(list(self._owned), timeout_ms=_REQUEST_TIMEOUT_MS)
         else:
-            log.warning(
+            _log.warning(
                 "no partition assigned yet: does the topic %s exist, and has it more partitions "
                 "than the group %s has members?",
                 self._config.frames_topic,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Self
 
 import av
 from av.container import InputContainer
+from av.video.stream import VideoStream
 from PIL import Image
 
 from agent.errors import InvalidConfig
 from agent.sources import EndOfStream
 from agent.types import FrameId, Partition, Record
+
+_log = logging.getLogger(__name__)
 
 #: High enough that encoding each frame again costs no accuracy.
 _JPEG_QUALITY = 95
@@ -122,10 +126,10 @@ class VideoSource:
 def _images(container: InputContainer) -> Iterator[tuple[float, bytes]]:
     """Each frame's presentation time in seconds and its JPEG bytes."""
     shown_at_s = 0.0
-    for packet in container.demux(container.streams.video[0]):
+    for packet in _packets(container):
         try:
             frames = packet.decode()
-        except av.InvalidDataError:
+        except av.FFmpegError:
             yield shown_at_s, bytes(packet)
             continue
         for frame in frames:
@@ -134,3 +138,11 @@ def _images(container: InputContainer) -> Iterator[tuple[float, bytes]]:
             image = Image.fromarray(frame.to_ndarray(format="rgb24"))
             image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
             yield shown_at_s, buffer.getvalue()
+
+
+def _packets(container: InputContainer) -> Iterator[av.Packet[VideoStream]]:
+    """The packets up to the end of the file, or to where it is too damaged to go on."""
+    try:
+        yield from container.demux(container.streams.video[0])
+    except av.FFmpegError as error:
+        _log.error("%s cannot be read to its end: %s", container.name, error)

@@ -13,6 +13,7 @@ from agent.types import FrameId, Record, Rejected, Scored, Verdict
 
 VERDICT = Verdict(
     frame=FrameId("frames", 0, 1),
+    subject=None,
     camera="cam",
     captured_at=5.0,
     top=(Scored("dog", 0.9),),

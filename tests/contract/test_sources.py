@@ -128,6 +128,11 @@ def test_a_directory_is_read_in_the_order_of_paths(tmp_path):
     assert {(r.id.topic, r.timestamp) for r in records} == {(tmp_path.name, 1000.0)}
 
 
+def test_a_file_of_a_directory_is_named(tmp_path):
+    records = drain(DirectorySource.open(folder_of_images(tmp_path), "cam", 1000))
+    assert [r.subject for r in records] == ["1.jpg", "2.jpg", "3.txt", "b/1.jpg", "b/2.jpg"]
+
+
 def test_of_a_large_file_enough_is_read_to_reject_it(tmp_path):
     (tmp_path / "large.jpg").write_bytes(b"x" * 100)
     assert len(drain(DirectorySource.open(tmp_path, "cam", 10))[0].value) == 11

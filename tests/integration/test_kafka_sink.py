@@ -15,6 +15,7 @@ pytestmark = pytest.mark.integration
 
 VERDICT = Verdict(
     frame=FrameId("frames", 0, 1),
+    subject=None,
     camera="cam",
     captured_at=5.0,
     top=(Scored("dog", 0.9),),

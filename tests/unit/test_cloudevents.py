@@ -9,6 +9,7 @@ from agent.types import FrameId, Record, Rejected, Scored, Verdict
 
 VERDICT = Verdict(
     frame=FrameId("frames", 3, 1234),
+    subject="north/7.jpg",
     camera="gate 3/ä",
     captured_at=1748779200.25,
     top=tuple(Scored(f"label {n}", 1 / 3) for n in range(5)),
@@ -43,6 +44,7 @@ def test_a_verdict_has_the_attributes_of_a_cloudevent():
         "specversion": "1.0",
         "id": "frames/3/1234",
         "source": "/cameras/gate%203%2F%C3%A4",
+        "subject": "north/7.jpg",
         "type": "tta.verdict.v1",
         "time": "2025-06-01T12:00:00.250Z",
         "datacontenttype": "application/json",
@@ -51,7 +53,7 @@ def test_a_verdict_has_the_attributes_of_a_cloudevent():
 
 def test_the_data_holds_every_field_of_the_verdict():
     data = decoded(VERDICT)["data"]
-    assert set(data) == set(Verdict.__dataclass_fields__)
+    assert {*data, "subject"} == set(Verdict.__dataclass_fields__)
     assert data["frame"] == {"topic": "frames", "partition": 3, "offset": 1234}
     assert data["top"][0] == {"label": "label 0", "probability": 0.333333}
     assert (data["energy"], data["camera"]) == (-12.123457, "gate 3/ä")

@@ -39,19 +39,19 @@ def test_whole_numbers_are_numbers():
         ("\nlabels: [a, b]", "a.yaml:2: labels: unknown key, did you mean model.labels?"),
         (
             "batch:\n  max_size: 0",
-            "a.yaml:2: batch.max_size: expected a whole number > 0, got 0",
+            "a.yaml:2: batch.max_size: expected a whole number > 0 and ≤ 4096, got 0",
         ),
         (
             "batch:\n  max_size: '8'",
-            "a.yaml:2: batch.max_size: expected a whole number > 0, got '8'",
+            "a.yaml:2: batch.max_size: expected a whole number > 0 and ≤ 4096, got '8'",
         ),
         (
             "batch:\n  max_size: yes",
-            "a.yaml:2: batch.max_size: expected a whole number > 0, got yes",
+            "a.yaml:2: batch.max_size: expected a whole number > 0 and ≤ 4096, got yes",
         ),
         (
             "drift: {window: }",
-            "a.yaml:1: drift.window: expected a whole number ≥ 32, got nothing",
+            "a.yaml:1: drift.window: expected a whole number ≥ 32 and ≤ 8192, got nothing",
         ),
         (
             "log:\n\n  level: loud",
@@ -73,6 +73,10 @@ def test_whole_numbers_are_numbers():
         ),
         ("batch: 7", "a.yaml:1: batch: expected a section with keys of its own, got a number"),
         ("log: {}\nlog: {}", "a.yaml:2: log: given twice, first on line 1"),
+        (
+            "!secret x",
+            "a.yaml:1: expected sections such as 'model:', got a value with the tag !sec",
+        ),
         ("- batch", "a.yaml:1: expected sections such as 'model:', got a list of 1"),
         ("log:\n  level: 'info", "a.yaml:2: not YAML: found unexpected end of stream"),
         ("log: !python/name:os.system x", "a.yaml:1: log: tags are not read: quote text"),
@@ -96,7 +100,15 @@ def test_a_fault_says_where_and_what_was_expected(text, fault):
         ("source: {path: frames}", "makes no use of path"),
         ("model: {name: ViT-B-16}", "random weights"),
         ("model: {pretrained: openai}", "remove pretrained"),
-        ("model: {labels: [cat, cat]}", "labels given twice: 'cat'"),
+        ("model: {labels: [cat, cat]}", "label given twice: 'cat'"),
+        ("model: {labels: [Sea gull, 'sea  gull']}", "label given twice: 'sea gull'"),
+        ('model: {labels: [cat, "\\ud800"]}', "not Unicode text"),
+        ("kafka: {bootstrap_servers: 'one:9092,'}", "expected host:port, got ''"),
+        ("kafka: {bootstrap_servers: 'one:port'}", "expected host:port, got 'one:port'"),
+        ("kafka: {frames_topic: ..}", "no topic of the name '..'"),
+        ("kafka: {max_poll_interval_s: 10}", "at least session_timeout_s"),
+        ("kafka: {session_timeout_s: 0.1}", "expected a number ≥ 1"),
+        ("calibration: ''", "expected text"),
         ("model: {templates: [a photo]}", "exactly one {}"),
     ],
 )

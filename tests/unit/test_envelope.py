@@ -24,6 +24,11 @@ def test_a_plain_record_is_named_by_its_key_and_stamped_by_the_broker():
     assert unwrap(record(), 100) == Envelope("gate-3", 5.0, b"image")
 
 
+@pytest.mark.parametrize(("stamped", "kept"), [(-0.001, 0.0), (1.7e12, 253402300799.0)])
+def test_a_record_time_that_no_clock_shows_does_not_cost_the_frame(stamped, kept):
+    assert unwrap(record(timestamp=stamped), 100).captured_at == kept
+
+
 def test_cloudevents_headers_win_over_key_and_timestamp():
     headers = [
         ("ce_id", b"1"),

@@ -34,7 +34,7 @@ class Recognizer:
         cat = Scored("cat", 1.0)
         return [
             Verdict(
-                *(frame.record.id, frame.camera, frame.captured_at, (cat,), cat, "source"),
+                *(frame.record.id, None, frame.camera, frame.captured_at, (cat,), cat, "source"),
                 *(0.0, 0.0, False, 0, 0.0, "fake", 0, "fake", 0.0, {}),
             )
             for frame in frames

@@ -64,6 +64,7 @@ def test_what_the_agent_publishes_is_read():
     frame_id = FrameId("frames", 1, 7)
     verdict = Verdict(
         frame=frame_id,
+        subject=None,
         camera="camera-north",
         captured_at=0.0,
         top=(Scored("cat", 0.9),),
