@@ -294,8 +294,9 @@ def _create(name: str, **options: Any) -> Any:
         raise ModelError(f"open_clip cannot load {name}: {text[:300]}") from error
     except Exception as error:  # torch, safetensors and zipfile each have errors of their own
         raise IncompatibleCheckpoint(
-            f"{options.get('pretrained', name)} is not a checkpoint that can be read safely "
-            f"(safetensors, or a state dict without code): {str(error)[:200]}"
+            f"{options.get('pretrained', name)} cannot be read as weights of {name} "
+            f"({str(error)[:200]}): check that model.name is the architecture it was saved from, "
+            "and that it is safetensors or a state dict without code"
         ) from error
 
 
