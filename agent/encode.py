@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -89,6 +90,16 @@ class Encoder:
         self._dtype = dtype
         self._mean_C = torch.tensor(preprocess.mean, device=device).view(1, 3, 1, 1)
         self._std_C = torch.tensor(preprocess.std, device=device).view(1, 3, 1, 1)
+
+    def with_own_visual(self) -> Encoder:
+        """The same encoder over a copy of the image tower, for methods that train its weights."""
+        model = copy.copy(self._model)
+        model._modules = dict(self._model._modules)
+        model.visual = copy.deepcopy(self.visual)
+        twin = copy.copy(self)
+        twin._model = model
+        twin.visual = model.visual
+        return twin
 
     def to_device(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
         """Stack images of shape (H, W, 3) into (B, 3, H, W), floats in [0, 1], on the device."""
