@@ -44,7 +44,7 @@ def poll(source, count, timeout_s=30):
     return records
 
 
-def poll_until(condition, *sources, timeout_s=40):
+def poll_until(condition, *sources, timeout_s=120):
     """Poll all members until the condition holds; the records of each."""
     polled, deadline = [[] for _ in sources], time.monotonic() + timeout_s
     while not condition() and time.monotonic() < deadline:
