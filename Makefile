@@ -6,13 +6,22 @@ STAMP := $(VENV)/.installed
 # Arguments for the demo, for instance: make demo DEMO="--images ~/photos --frames 1800"
 DEMO ?=
 
-.PHONY: help demo test check lint unit docs lock clean
+# Photographs for the benchmark, labelled by folder or file name, and its other arguments:
+# make bench IMAGES=~/photos BENCH="--suite mixed --competitor frozen --competitor continual"
+IMAGES ?=
+BENCH ?=
+
+.PHONY: help demo bench test check lint unit docs lock clean
 
 help:  ## Say what there is.
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
 
 demo: $(STAMP)  ## Watch the agent follow a drifting stream.
 	$(BIN)/tta-agent demo $(DEMO)
+
+bench: $(STAMP)  ## Compare with doing nothing and with published methods: IMAGES=DIR.
+	@test -n "$(IMAGES)" || { echo "name a folder of photographs: make bench IMAGES=DIR"; exit 1; }
+	$(BIN)/tta-agent bench $(IMAGES) $(BENCH)
 
 test: check  ## Everything: style, types, all tests on real parts.
 	$(BIN)/pytest tests/integration
@@ -37,7 +46,7 @@ lock: $(STAMP)  ## Pin the versions that the other targets install.
 		--no-annotate --all-extras pyproject.toml -o deploy/constraints.txt
 
 clean:  ## Remove what was made.
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache demo-out
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache demo-out bench-out
 
 $(STAMP): pyproject.toml deploy/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -62,7 +62,9 @@ def agent(config: Config) -> Iterator[Agent]:
         server = serve(StatusApp(health, metrics.registry), config.http)
         stack.callback(server.close)
         encoder = encode.load(config.model)
-        recognizer = _recognizer(config, encoder, metrics)
+        normal = _calibration(config, encoder)
+        labels = zero_shot(encoder, config.model, normal.temperature if normal else 1.0)
+        judge = recognizer(config, encoder, labels, normal, metrics)
         health.model_loaded = True
 
         size = encoder.preprocess.size
@@ -76,7 +78,7 @@ def agent(config: Config) -> Iterator[Agent]:
             source,
             decoder,
             Batcher(config.batch, decoder, time.monotonic),
-            recognizer,
+            judge,
             sink,
             queue_limit=QUEUE_BATCHES * config.batch.max_size,
             health=health,
@@ -115,18 +117,27 @@ def zero_shot(
     )
 
 
-def _recognizer(config: Config, encoder: Encoder, metrics: Metrics) -> Recognizer:
-    normal = None
+def _calibration(config: Config, encoder: Encoder) -> Calibration | None:
     if config.calibration is not None:
-        normal = Calibration.load(Path(config.calibration), subject_of(encoder, config.model))
-    elif config.adapt.strategy != "frozen":
+        return Calibration.load(Path(config.calibration), subject_of(encoder, config.model))
+    if config.adapt.strategy != "frozen":
         _log.warning(
             "no calibration is configured: statistics alignment is off, and the first frames are "
             "taken for normal; see tta-agent calibrate --help"
         )
-    labels = zero_shot(encoder, config.model, normal.temperature if normal else 1.0)
+    return None
+
+
+def recognizer(
+    config: Config,
+    encoder: Encoder,
+    labels: ZeroShot,
+    normal: Calibration | None,
+    metrics: Metrics,
+) -> Recognizer:
+    """The model with what adapts and watches it, as `config` says."""
     strategy = STRATEGIES[config.adapt.strategy](
-        encoder, labels, normal.moments if normal else None, config.adapt.seed
+        encoder, labels, normal.reference if normal else None, config.adapt.seed
     )
     return Recognizer(
         encoder,

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from agent.adapt.alignment import Alignment, Moments
 from agent.adapt.domains import StyleReference, style
+from agent.adapt.reference import Reference
+from agent.adapt.restore import Spectrum
 from agent.adapt.strategy import ZeroShot
 from agent.config import ModelConfig
 from agent.encode import Encoder
@@ -30,7 +32,7 @@ from agent.score.drift import DriftReference
 from agent.score.ood import energy
 from agent.score.threshold import EnergyReference
 
-FORMAT = "tta-calibration-1"
+FORMAT = "tta-calibration-2"
 #: Fewer frames than this say too little of what is normal.
 MIN_FRAMES = 16
 #: Features kept for the drift reference.
@@ -42,8 +44,8 @@ BATCH = 32
 class Calibration:
     """Measured on normal frames; `frames` of them.
 
-    `temperature` divides the checkpoint's logit scale. `moments` are what the normalisation layers
-    see, the reference for LayerNorm towers.
+    `temperature` divides the checkpoint's logit scale. `reference` is what strategies lead other
+    domains back to.
     """
 
     subject: str
@@ -52,7 +54,7 @@ class Calibration:
     energies: EnergyReference
     style: StyleReference
     drift: DriftReference
-    moments: Moments
+    reference: Reference
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
@@ -62,9 +64,11 @@ class Calibration:
             "style.deviation": self.style.deviation,
             "drift.features": self.drift.features_ND,
             "drift.probabilities": self.drift.probabilities_NK,
-            "moments.mean": self.moments.mean,
-            "moments.variance": self.moments.variance,
+            "spectrum.energy": self.reference.spectrum.energy_OA,
+            "spectrum.level": self.reference.spectrum.level_A,
         }
+        moments = self.reference.moments.tensors()
+        tensors |= {f"moments.{name}": tensor for name, tensor in moments.items()}
         header = {
             "format": FORMAT,
             "subject": self.subject,
@@ -107,11 +111,9 @@ class Calibration:
                 energies=EnergyReference(tensors["energies"]),
                 style=StyleReference(tensors["style.mean"], tensors["style.deviation"]),
                 drift=DriftReference(tensors["drift.features"], tensors["drift.probabilities"]),
-                moments=Moments(
-                    tensors["moments.mean"], tensors["moments.variance"], int(header["frames"])
-                ),
+                reference=_reference(tensors, int(header["frames"])),
             )
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise InvalidConfig([f"calibration: {path} cannot be read: {error}"]) from error
 
 
@@ -140,12 +142,13 @@ def calibrate(
         )
     alignment = Alignment(encoder.visual)
     features, views, styles = [], [], []
-    moments: Moments | None = None
+    reference: Reference | None = None
     for start in range(0, len(images), BATCH):
         pixels_BCHW = encoder.to_device(images[start : start + BATCH])
         with alignment.measured(align=False) as measured:
             features.append(encoder.encode_image(pixels_BCHW))
-        moments = measured[0] if moments is None else moments.merged(measured[0])
+        part = Reference(measured[0], Spectrum.of(pixels_BCHW))
+        reference = part if reference is None else reference.merged(part)
         views.append(encoder.encode_image(_other_view(pixels_BCHW)))
         styles.append(style(pixels_BCHW))
         progress(min(start + BATCH, len(images)), len(images))
@@ -153,7 +156,7 @@ def calibrate(
     temperature = fit_temperature(zero_shot.logits(features_ND), zero_shot.logits(views_ND))
     logits_NK = zero_shot.logits(features_ND) / temperature
     kept = features_ND[:MAX_FEATURES]
-    if moments is None:  # unreachable with MIN_FRAMES > 0; keeps the type honest
+    if reference is None:  # unreachable with MIN_FRAMES > 0; keeps the type honest
         raise InvalidConfig(["calibration needs images"])
     return Calibration(
         subject=subject,
@@ -162,8 +165,19 @@ def calibrate(
         energies=EnergyReference.of(energy(logits_NK)),
         style=StyleReference.of(torch.cat(styles).cpu()),
         drift=DriftReference(kept.cpu(), logits_NK[:MAX_FEATURES].softmax(-1).cpu()),
-        moments=moments,
+        reference=reference,
     )
+
+
+def _reference(tensors: dict[str, Tensor], frames: int) -> Reference:
+    prefix = "moments."
+    moments = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+    spectrum = Spectrum(tensors["spectrum.energy"], tensors["spectrum.level"], frames)
+    return Reference(Moments(**moments, count=frames), spectrum)
 
 
 def fit_temperature(first_NK: Tensor, second_NK: Tensor) -> float:

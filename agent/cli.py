@@ -152,6 +152,59 @@ def demo(
 
 
 @app.command()
+def bench(
+    images: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, file_okay=False, help="Photographs, labelled by sub-folder or file name."
+        ),
+    ],
+    suite: Annotated[
+        list[str] | None, typer.Option(help="A stream; may be given again. [default: continual]")
+    ] = None,
+    competitor: Annotated[
+        list[str] | None, typer.Option(help="Who runs; may be given again. [default: everyone]")
+    ] = None,
+    labels: Annotated[str, typer.Option(help="all, or fleet: 20 groups.")] = "all",
+    frames: Annotated[
+        int, typer.Option(min=0, help="Frames of each phase; 0 shows every photograph once.")
+    ] = 0,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    seed: Annotated[int, typer.Option(help="Seed of streams and competitors.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for tables.")] = Path("bench-out"),
+    cache: Annotated[Path, typer.Option(help="Folder for corrupted images.")] = Path(
+        "~/.cache/streaming-tta-agent"
+    ),
+) -> None:
+    """Compare the agent with doing nothing and with published methods, on corrupted streams.
+
+    Suites: continual, gradual, recurring, mixed, correlated, imbalanced, open-25, open-50, single,
+    lowres, long. Competitors: frozen, continual, bn, tent, cotta, sar, rdumb, roid, tpt, tda, tfup,
+    vdp, logit_centering. All see the same frames, and none a label.
+    """
+    from rich.console import Console
+
+    try:
+        from agent.bench.run import BenchOptions, run_bench
+    except ModuleNotFoundError as error:
+        raise MissingAsset(
+            f"the benchmark needs {error.name}: pip install 'streaming-tta-agent[bench]'"
+        ) from error
+    options = BenchOptions(
+        images=images,
+        suites=suite or ["continual"],
+        competitors=competitor or [],
+        label_set=labels,
+        frames=frames,
+        precision=precision,
+        seed=seed,
+        out=out,
+        cache=cache.expanduser(),
+    )
+    run_bench(options, Console())
+
+
+@app.command()
 def calibrate(
     file: ConfigFile,
     folder: Annotated[

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from agent.adapt.alignment import Alignment, Moments
+from agent.adapt.alignment import Alignment
+from agent.adapt.reference import Reference
+from agent.adapt.restore import Spectrum
 from agent.adapt.strategy import ZeroShot
 from agent.encode import Encoder, Preprocess
 from agent.types import FrameId, Record
@@ -72,11 +74,12 @@ def _spread(model: Any) -> None:
 
 
 @torch.no_grad()
-def tiny_reference(encoder: Encoder, seed: int = 0) -> Moments:
-    """What the tower's normalisation layers see of pictures."""
+def tiny_reference(encoder: Encoder, seed: int = 0) -> Reference:
+    """What pictures look like, also to the tower's normalisation layers."""
+    normal = pictures(64, seed)
     with Alignment(encoder.visual).measured(align=False) as measured:
-        encoder.encode_image(pictures(64, seed))
-    return measured[0]
+        encoder.encode_image(normal)
+    return Reference(measured[0], Spectrum.of(normal))
 
 
 def tiny_zero_shot(encoder: Encoder) -> ZeroShot:

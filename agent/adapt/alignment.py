@@ -3,8 +3,12 @@
 A corrupted domain shifts and scales what each normalisation layer sees. Measuring the domain's
 mean and variance per channel there, layer after layer, and mapping them back to the checkpoint's
 own, undoes much of it (Li et al. 2017, "Revisiting Batch Normalization For Practical Domain
-Adaptation"; Schneider et al. 2020). Here each domain keeps its own table, and each sample of a
-batch is given its own domain's.
+Adaptation"; Schneider et al. 2020). Here each domain keeps its own moments.
+
+Sixteen frames do not know a domain's moments: much of what they differ by is what happens to be in
+them. How much is told by how the images differ among each other, so each layer's departure from the
+reference is shrunk by the share of it that chance explains (James and Stein 1961, "Estimation with
+quadratic loss", positive part, one factor a layer for the means and one for the log variances).
 
 The reference is best measured on the operator's own normal frames (`calibrate`): what the same few
 scenes have in common then cancels. Without that BatchNorm has its running statistics to go by, and
@@ -13,7 +17,7 @@ sites of LayerNorm, which keeps none, are only ever measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +36,15 @@ EPSILON = 1e-5
 class Moments:
     """Mean and variance per channel at every site, concatenated, and the images behind them.
 
-    `mean` and `variance` are float32 of shape (total channels,); `count` is in images.
+    All are float32 of shape (total channels,); `count` is in images. `mean_spread` is the variance
+    between the images of an image's own mean, `variance_spread` that of its mean square about the
+    common mean; divided by `count` they tell how far chance may have moved the moments.
     """
 
     mean: Tensor
     variance: Tensor
+    mean_spread: Tensor
+    variance_spread: Tensor
     count: int
 
     def merged(self, other: Moments) -> Moments:
@@ -49,8 +57,37 @@ class Moments:
             variance=self.variance
             + (other.variance - self.variance) * share
             + delta.square() * (share * (1 - share)),
+            mean_spread=torch.lerp(self.mean_spread, other.mean_spread, share),
+            variance_spread=torch.lerp(self.variance_spread, other.variance_spread, share),
             count=count,
         )
+
+    def part(self, span: slice) -> Moments:
+        """The moments of one site."""
+        return Moments(
+            self.mean[span],
+            self.variance[span],
+            self.mean_spread[span],
+            self.variance_spread[span],
+            self.count,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The moments by name, without the count."""
+        return {
+            "mean": self.mean,
+            "variance": self.variance,
+            "mean_spread": self.mean_spread,
+            "variance_spread": self.variance_spread,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """A scale and a shift per channel at every site, concatenated."""
+
+    scale: Tensor
+    shift: Tensor
 
 
 class _Site:
@@ -73,11 +110,50 @@ class _Site:
             return rows.view(*rows.shape, *(1,) * (like.dim() - 2))
         return rows.view(len(rows), *(1,) * (like.dim() - 2), rows.shape[1])
 
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def fold(self, affine: Affine) -> tuple[Tensor | None, Tensor | None]:
+        """Make scale and shift part of the layer; the numbers that they replace.
+
+        BatchNorm gets them in front, as statistics: it then standardises `scale * x + shift`.
+        LayerNorm gets them behind, in its own scale and shift.
+        """
+        scale, shift = affine.scale[self.span], affine.shift[self.span]
+        module = self.module
+        if isinstance(module, _BatchNorm):
+            mean, variance = _statistic(module.running_mean), _statistic(module.running_var)
+            numbers = (module.running_mean, module.running_var)
+            module.running_mean = (mean - shift) / scale
+            module.running_var = (variance + module.eps) / scale.square() - module.eps
+            return numbers
+        before = (module.weight, module.bias)
+        own_scale = torch.ones_like(scale) if module.weight is None else module.weight
+        own_shift = torch.zeros_like(shift) if module.bias is None else module.bias
+        module.weight = _constant(own_scale * scale)
+        module.bias = _constant(own_shift * scale + shift)
+        return before
+
+    def unfold(self, numbers: tuple[Tensor | None, Tensor | None]) -> None:
+        """Put back what `fold` replaced."""
+        if isinstance(self.module, _BatchNorm):
+            self.module.running_mean, self.module.running_var = numbers
+        else:
+            self.module.weight, self.module.bias = numbers  # type: ignore[assignment]
+
+    def moments(self, x: Tensor) -> Moments:
         channel = 1 if self.channels_second else x.dim() - 1
-        others = [axis for axis in range(x.dim()) if axis != channel]
-        variance, mean = torch.var_mean(x.float(), dim=others, correction=0)
-        return mean, variance
+        inside = [axis for axis in range(1, x.dim()) if axis != channel]
+        x = x.float()
+        mean_BC = x.mean(dim=inside) if inside else x
+        mean_C = mean_BC.mean(dim=0)
+        square_BC = (x - self.view(mean_C, x)).square()
+        square_BC = square_BC.mean(dim=inside) if inside else square_BC
+        spread = 1 if len(x) > 1 else 0  # of one image nothing is known
+        return Moments(
+            mean_C,
+            square_BC.mean(dim=0),
+            mean_BC.var(dim=0, correction=spread),
+            square_BC.var(dim=0, correction=spread),
+            count=len(x),
+        )
 
 
 class Alignment:
@@ -98,16 +174,15 @@ class Alignment:
                 self._sites.append(_Site(module, span, has_reference=known))
                 start = span.stop
         device = next(visual.parameters()).device
-        mean = torch.zeros(start, device=device)
-        variance = torch.ones(start, device=device)
-        for site in self._sites:
-            if reference is not None:
-                mean[site.span] = reference.mean[site.span].to(device)
-                variance[site.span] = reference.variance[site.span].to(device)
-            elif isinstance(site.module, _BatchNorm):
-                mean[site.span] = _statistic(site.module.running_mean)
-                variance[site.span] = _statistic(site.module.running_var)
-        self._reference = Moments(mean, variance, count=0)
+        if reference is None:
+            self._reference = _empty(start, device)
+            for site in self._sites:
+                if isinstance(site.module, _BatchNorm):
+                    self._reference.mean[site.span] = _statistic(site.module.running_mean)
+                    self._reference.variance[site.span] = _statistic(site.module.running_var)
+        else:
+            on_device = {name: tensor.to(device) for name, tensor in reference.tensors().items()}
+            self._reference = Moments(**on_device, count=reference.count)
         self._act: Callable[[_Site, Tensor], Tensor] | None = None
         for site in self._sites:
             if site.is_batch_norm:
@@ -120,33 +195,34 @@ class Alignment:
         """Whether the tower has a layer that can be aligned."""
         return any(site.has_reference for site in self._sites)
 
+    def affine(self, moments: Moments) -> Affine:
+        """What maps a domain's moments onto the reference's, departures shrunk."""
+        pairs = [
+            _site_affine(moments.part(site.span), self._reference.part(site.span))
+            if site.has_reference
+            else (torch.ones_like(site_mean), torch.zeros_like(site_mean))
+            for site in self._sites
+            for site_mean in (moments.mean[site.span],)
+        ]
+        return Affine(
+            torch.cat([scale for scale, _ in pairs]), torch.cat([shift for _, shift in pairs])
+        )
+
     @contextmanager
-    def applied(self, tables: Sequence[Moments | None]) -> Iterator[None]:
-        """Within, image b of the batch is aligned by `tables[b]`; None leaves it alone."""
-        distinct = list({id(table): table for table in tables}.values())
-        if all(table is None for table in distinct):
+    def applied(self, affine: Affine | None) -> Iterator[None]:
+        """Within, every image is aligned by `affine`; None leaves all alone.
+
+        It is folded into the layers' own numbers, so that it costs nothing.
+        """
+        if affine is None:
             yield
             return
-        affine = [self._affine(table) for table in distinct]
-        if len(distinct) == 1:
-            scale, shift = affine[0]
-        else:
-            row_of = {id(table): row for row, table in enumerate(distinct)}
-            rows = torch.tensor([row_of[id(table)] for table in tables], device=affine[0][0].device)
-            scale = torch.stack([a for a, _ in affine])[rows]
-            shift = torch.stack([b for _, b in affine])[rows]
-
-        def act(site: _Site, x: Tensor) -> Tensor:
-            # A layer that does not see one row for each image, such as the queries of an
-            # attention pooler, has nothing of the domain in it.
-            if not site.has_reference or len(x) != len(tables):
-                return x
-            scale_BC = site.view(scale[..., site.span], x).to(x.dtype)
-            shift_BC = site.view(shift[..., site.span], x).to(x.dtype)
-            return torch.addcmul(shift_BC, x, scale_BC)
-
-        with self._acting(act):
+        before = [site.fold(affine) for site in self._sites]
+        try:
             yield
+        finally:
+            for site, numbers in zip(self._sites, before, strict=True):
+                site.unfold(numbers)
 
     @contextmanager
     def measured(
@@ -157,8 +233,7 @@ class Alignment:
         Each layer is aligned by what was measured before it goes on (together with `prior`), so
         that deeper layers are measured as they will be seen. With `align=False` it only looks.
         """
-        means = torch.zeros_like(self._reference.mean)
-        variances = torch.ones_like(self._reference.variance)
+        found = _empty(len(self._reference.mean), self._reference.mean.device)
         count = 0
 
         def act(site: _Site, x: Tensor) -> Tensor:
@@ -166,15 +241,14 @@ class Alignment:
             count = count or len(x)
             if len(x) != count:
                 return x
-            mean, variance = site.moments(x)
-            means[site.span], variances[site.span] = mean, variance
+            here = site.moments(x)
+            for name, whole in found.tensors().items():
+                whole[site.span] = here.tensors()[name].detach()
             if not align or not site.has_reference:
                 return x
-            here = Moments(mean, variance, count)
             if prior is not None:
-                span = site.span
-                here = Moments(prior.mean[span], prior.variance[span], prior.count).merged(here)
-            scale, shift = self._affine(here, site.span)
+                here = prior.part(site.span).merged(here)
+            scale, shift = _site_affine(here, self._reference.part(site.span))
             return torch.addcmul(
                 site.view(shift, x).to(x.dtype), x, site.view(scale, x).to(x.dtype)
             )
@@ -182,16 +256,8 @@ class Alignment:
         result: list[Moments] = []
         with self._acting(act):
             yield result
-        fresh = Moments(means, variances, count)
+        fresh = Moments(**found.tensors(), count=count)
         result.append(fresh if prior is None else prior.merged(fresh))
-
-    def _affine(self, table: Moments | None, span: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Scale and shift that map `table`'s moments onto the reference's."""
-        mean, variance = self._reference.mean[span], self._reference.variance[span]
-        if table is None:
-            return torch.ones_like(mean), torch.zeros_like(mean)
-        scale = torch.sqrt((variance + EPSILON) / (table.variance + EPSILON))
-        return scale, mean - table.mean * scale
 
     @contextmanager
     def _acting(self, act: Callable[[_Site, Tensor], Tensor]) -> Iterator[None]:
@@ -212,6 +278,44 @@ class Alignment:
             return None if self._act is None else self._act(site, output)
 
         return hook
+
+
+def _site_affine(table: Moments, reference: Moments) -> tuple[Tensor, Tensor]:
+    """Scale and shift of one site, with the departures shrunk."""
+    unit = reference.variance + EPSILON
+    departure = (table.mean - reference.mean) / unit.sqrt()
+    noise = _error(table.mean_spread / unit, table.count)
+    noise = noise + _error(reference.mean_spread / unit, reference.count)
+    departure = _shrunk(departure, noise)
+    width = table.variance + EPSILON
+    log_ratio = torch.log(width / unit)
+    noise = _error(table.variance_spread / width.square(), table.count)
+    noise = noise + _error(reference.variance_spread / unit.square(), reference.count)
+    log_ratio = _shrunk(log_ratio, noise)
+    scale = torch.exp(-0.5 * log_ratio)
+    return scale, reference.mean - (reference.mean + departure * unit.sqrt()) * scale
+
+
+def _error(spread: Tensor, count: int) -> Tensor:
+    """Squared standard error of a mean over `count` images; of a given truth, none."""
+    return spread / count if count else torch.zeros_like(spread)
+
+
+def _shrunk(departure: Tensor, noise: Tensor) -> Tensor:
+    """Departures less the share of their energy that noise explains."""
+    share = noise.sum() / departure.square().sum().clamp_min(1e-12)
+    return departure * (1 - share).clamp(0, 1)
+
+
+def _empty(channels: int, device: torch.device) -> Moments:
+    def zeros() -> Tensor:
+        return torch.zeros(channels, device=device)
+
+    return Moments(zeros(), zeros() + 1, zeros(), zeros(), count=0)
+
+
+def _constant(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=False)
 
 
 def _channels(module: _BatchNorm | nn.LayerNorm) -> int:

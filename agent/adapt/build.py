@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agent.adapt.alignment import Moments
 from agent.adapt.continual import Continual
 from agent.adapt.frozen import Frozen
+from agent.adapt.reference import Reference
 from agent.adapt.strategy import Strategy, ZeroShot
 from agent.encode import Encoder
 
-Factory = Callable[[Encoder, ZeroShot, Moments | None, int], Strategy]
+Factory = Callable[[Encoder, ZeroShot, Reference | None, int], Strategy]
 
-#: (encoder, labels, calibrated reference moments if any, seed) → strategy.
+#: (encoder, labels, calibrated reference if any, seed) → strategy.
 STRATEGIES: dict[str, Factory] = {
     "continual": lambda encoder, zero_shot, reference, seed: Continual(
         encoder, zero_shot, reference=reference, seed=seed

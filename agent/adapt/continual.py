@@ -2,28 +2,32 @@
 
 The source domain is left alone. In every other domain
 
-* the image tower is aligned to the domain's statistics (`alignment`), measured on admitted frames
-  that differ from each other, and only while that makes its answers more informative;
+* pictures are repaired (`restore`) and the image tower is aligned to the domain's statistics
+  (`alignment`), both measured on admitted frames that differ from each other. Which of it is used,
+  if any, is what makes the answers most informative;
 * context vectors of the prompt are tuned on cached features against an exponential moving average
   of themselves, the weight-averaged teacher (Tarvainen & Valpola 2017; CoTTA, Wang et al. 2022).
 
-Nothing here runs while a frame waits, but two matrix products.
+While a frame waits, nothing of this runs but the repair of its picture and two matrix products.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from agent.adapt.alignment import Alignment, Moments
+from agent.adapt.alignment import Affine, Alignment, Moments
 from agent.adapt.domains import SOURCE
-from agent.adapt.information import Answers
+from agent.adapt.information import Advantage, information
 from agent.adapt.memory import FeatureMemory
 from agent.adapt.prompt import Tunable, shifted, tunable
+from agent.adapt.reference import Reference
+from agent.adapt.restore import Restoration, Spectrum, equalise, median3
 from agent.adapt.strategy import Observation, Outcome, ZeroShot, entropy
 from agent.encode import Encoder
 
@@ -33,10 +37,10 @@ class ContinualConfig:
     """Hyperparameters; one set for every stream and label set.
 
     Attributes:
-        gallery: admitted frames on which the statistics are measured at a time.
+        gallery: admitted frames on which corrections are measured and judged at a time.
         novelty: a frame enters the gallery if its cosine to each frame there is below this.
-        margin: by how much more information the aligned answers must carry, so that chance does
-            not decide: in nats, and relatively where there is more than one.
+        margin: the advantage that a correction must have to be used, so that chance does not
+            decide.
         settled: images after which older statistics fade as new ones come.
         batch: features in one prompt step; a step waits until as many new ones were admitted.
         learning_rate: of AdamW, relative to the root mean square of the source context.
@@ -62,6 +66,25 @@ class ContinualConfig:
     restore: float = 0.01
 
 
+_Measured = TypeVar("_Measured", Moments, Spectrum)
+
+
+class Correction(NamedTuple):
+    """What is done to a domain's pictures, and whether the tower is aligned to the result."""
+
+    restoration: Restoration
+    aligned: bool
+
+
+PLAIN = Correction(Restoration.NONE, aligned=False)
+#: What a new domain is tried on without alignment; doing nothing needs no trial.
+_REPAIRS = tuple(Correction(each, aligned=False) for each in Restoration if each is not PLAIN[0])
+#: In the order in which snapshots number them.
+_RESTORATIONS = tuple(Restoration)
+_CORRECTIONS = tuple(Correction(how, aligned) for how in Restoration for aligned in (False, True))
+_index = _CORRECTIONS.index
+
+
 class _Domain:
     """Everything learned of one domain; `theta` is tuned, `teacher` is published."""
 
@@ -74,11 +97,12 @@ class _Domain:
         self.fresh = 0
         self.gallery: list[tuple[Tensor, Tensor]] = []  # (pixels as uint8, feature)
         self.offered = 0
-        self.moments: Moments | None = None
-        self.measured = 0
-        self.plain = Answers()
-        self.corrected = Answers()
-        self.aligned = False
+        self.rounds = 0  # galleries judged
+        self.spectra: dict[bool, Spectrum] = {}  # of the pictures: as they come, and filtered
+        self.advantages: dict[Correction, Advantage] = {}
+        self.moments: dict[Restoration, Moments] = {}
+        self.correction = PLAIN
+        self.affine: Affine | None = None  # published with the correction
         self.median_entropy = float("nan")
         self.version = 0
         self.text_KD: Tensor | None = None  # published; None is the zero-shot ensemble
@@ -95,18 +119,18 @@ class Continual:
         zero_shot: ZeroShot,
         *,
         config: ContinualConfig = ContinualConfig(),
-        reference: Moments | None = None,
+        reference: Reference | None = None,
         seed: int = 0,
     ) -> None:
-        """`reference` is what `calibrate` measured; without it nothing is aligned."""
+        """`reference` is what `calibrate` measured; without it nothing is corrected."""
         self._encoder = encoder
         self._zero_shot = zero_shot
         self._config = config
-        self._alignment = Alignment(encoder.visual, reference)
+        self._reference = reference
+        self._alignment = Alignment(encoder.visual, reference.moments if reference else None)
         # The checkpoint's own statistics will not do: a camera that sees few kinds of things is far
         # from them on a clear day, and answers that alignment spreads over all labels pass for
         # informative. On eight scenes in fog it cost 42 points where a calibration won 19.
-        self._aligns = reference is not None and self._alignment.available
         self._tunable: Tunable = tunable(encoder, zero_shot)
         with torch.no_grad():
             self._source_text_KD = self._tunable.text(self._tunable.source)
@@ -119,10 +143,33 @@ class Continual:
     # -- the hot path ---------------------------------------------------------------------------
 
     def encode(self, pixels_BCHW: Tensor, domains: Sequence[int]) -> Tensor:
-        """Features with each frame aligned to its own domain's published statistics."""
-        tables = [self._table(domain) for domain in domains]
-        with self._alignment.applied(tables):
+        """Features with each frame corrected as its own domain needs it."""
+        corrected = sorted({domain for domain in domains if self.aligned(domain)})
+        if not corrected:
             return self._encoder.encode_image(pixels_BCHW)
+        groups = [
+            (domain, [i for i, d in enumerate(domains) if d == domain]) for domain in corrected
+        ]
+        others = [i for i, d in enumerate(domains) if d not in corrected]
+        parts = [self._encode(self._domains[d], pixels_BCHW[rows]) for d, rows in groups]
+        if others:
+            parts.append(self._encoder.encode_image(pixels_BCHW[others]))
+        order = torch.tensor([i for _, rows in groups for i in rows] + others).argsort()
+        return torch.cat(parts)[order.to(pixels_BCHW.device)]
+
+    def _encode(self, state: _Domain, pixels_BCHW: Tensor) -> Tensor:
+        """Features under the domain's published correction."""
+        restored = self._restore(state, state.correction.restoration, pixels_BCHW)
+        with self._alignment.applied(state.affine):
+            return self._encoder.encode_image(restored)
+
+    def _restore(self, state: _Domain, how: Restoration, pixels_BCHW: Tensor) -> Tensor:
+        if how.filters:
+            pixels_BCHW = median3(pixels_BCHW)
+        if how.equalises and self._reference is not None:
+            spectrum = state.spectra[how.filters]
+            pixels_BCHW = equalise(pixels_BCHW, spectrum, self._reference.spectrum)
+        return pixels_BCHW
 
     def step(self, seen: Observation) -> Tensor:
         """Logits against each domain's published text features; admitted frames are remembered."""
@@ -137,10 +184,6 @@ class Continual:
                 logits_BK[rows] = self._zero_shot.scale * features @ state.text_KD.T
             self._remember(state, seen, rows)
         return logits_BK
-
-    def _table(self, domain: int) -> Moments | None:
-        state = self._domains.get(domain)
-        return state.moments if state is not None and state.aligned else None
 
     def _remember(self, state: _Domain, seen: Observation, rows: Tensor) -> None:
         """Keep what the frozen gate passed: novel frames for statistics, sure ones for prompts."""
@@ -165,60 +208,117 @@ class Continual:
                 state.fresh += 1
 
     def _wants(self, state: _Domain) -> bool:
-        """Whether the gallery looks at this frame; the more was measured, the fewer are needed."""
-        if not self._aligns or len(state.gallery) >= self._config.gallery:
+        """Whether the gallery looks at this frame; the more were judged, the fewer are needed."""
+        if self._reference is None or len(state.gallery) >= self._config.gallery:
             return False
         state.offered += 1
-        return state.offered % (1 + state.measured // 64) == 0
+        # Two at once, since the second judges what the first measured; then rarely.
+        every: int = 4 ** max(0, state.rounds - 1)
+        return state.offered % every == 0
 
     # -- learning -------------------------------------------------------------------------------
 
     def learn(self) -> Outcome | None:
-        """Align a domain whose gallery is full, else take one prompt step where enough is new."""
-        for state in self._domains.values():
-            if len(state.gallery) >= self._config.gallery:
-                return self._align(state)
+        """Correct a domain whose gallery is full, else take one prompt step where enough is new."""
+        full = [s for s in self._domains.values() if len(s.gallery) >= self._config.gallery]
+        if full:
+            return self._correct(min(full, key=lambda state: state.rounds))
         for state in self._domains.values():
             if state.fresh >= self._config.batch:
                 return self._tune(state)
         return None
 
     @torch.no_grad()
-    def _align(self, state: _Domain) -> Outcome:
-        """Judge the statistics so far on the gallery, which they do not know yet; then add it.
+    def _correct(self, state: _Domain) -> Outcome:
+        """Judge corrections on the gallery, which none of them knows yet; then learn from it.
 
-        They are published while, over the galleries so far, the zero-shot model's answers say
-        more of the frames with them than without.
+        The first gallery tries every repair. Later ones try what is in use, the best that is not,
+        alignment on top of the best repair, and doing nothing, against which all are measured.
         """
         pixels = torch.stack([pixels for pixels, _ in state.gallery]).float().div_(255)
+        served = torch.stack([feature for _, feature in state.gallery])
         state.gallery.clear()
-        prior = state.moments
-        was = state.aligned
-        if prior is not None:
-            state.plain.add(self._answers(self._encoder.encode_image(pixels)))
-            with self._alignment.applied([prior] * len(pixels)):
-                state.corrected.add(self._answers(self._encoder.encode_image(pixels)))
-            plain = state.plain.information
-            least = plain + self._config.margin * max(1.0, plain)
-            state.aligned = state.corrected.information > least
-            if prior.count > self._config.settled:
-                prior = Moments(prior.mean, prior.variance, self._config.settled)
-        with self._alignment.measured(prior) as measured:
-            self._encoder.encode_image(pixels)
-        moments = measured[0]
-        if not bool(torch.isfinite(moments.mean).all() & torch.isfinite(moments.variance).all()):
+        for filtered in (False, True):
+            seen = Spectrum.of(median3(pixels) if filtered else pixels)
+            known = state.spectra.get(filtered)
+            if not bool(torch.isfinite(seen.energy_OA).all()):
+                return Outcome.NON_FINITE
+            state.spectra[filtered] = seen if known is None else self._aged(known).merged(seen)
+
+        said = {state.correction: self._information(served)}
+        if PLAIN not in said:
+            said[PLAIN] = self._information(self._encoder.encode_image(pixels))
+        for repair in self._trials(state):
+            alone = Correction(Restoration.MEDIAN, aligned=False)
+            if repair.restoration is Restoration.MEDIAN_EQUALISED and (
+                said.get(alone, math.inf) <= said[PLAIN]
+            ):
+                continue  # where the median is of no use, it is of none in company
+            restored = self._restore(state, repair.restoration, pixels)
+            with self._alignment.applied(self._affine(state, repair)):
+                said[repair] = self._information(self._encoder.encode_image(restored))
+        for correction, nats in said.items():
+            state.advantages.setdefault(correction, Advantage()).add(nats, said[PLAIN])
+        if not self._align(state, pixels, said):
             return Outcome.NON_FINITE
-        state.moments = moments
-        state.measured += len(pixels)
-        if state.aligned or was:
+        state.rounds += 1
+        self._choose(state)
+        return Outcome.ALIGNED if state.correction != PLAIN else Outcome.DECLINED
+
+    def _trials(self, state: _Domain) -> list[Correction]:
+        """What is not in use and worth a look."""
+        if not state.rounds:
+            return list(_REPAIRS)
+        idle = [each for each in state.advantages if each not in (PLAIN, state.correction)]
+        return sorted(idle, key=lambda each: state.advantages[each].mean)[-1:]
+
+    def _align(self, state: _Domain, pixels: Tensor, said: dict[Correction, float]) -> bool:
+        """Measure the tower on the gallery under the best repair; whether that went well."""
+        if not self._alignment.available:
+            return True
+        best = max(
+            (each for each in state.advantages if not each.aligned),
+            key=lambda each: state.advantages[each].mean,
+        )
+        how = best.restoration
+        prior = state.moments.get(how)
+        aligned = Correction(how, aligned=True)
+        restored = self._restore(state, how, pixels)
+        if prior is not None and aligned not in said:
+            with self._alignment.applied(self._affine(state, aligned)):
+                nats = self._information(self._encoder.encode_image(restored))
+            state.advantages.setdefault(aligned, Advantage()).add(nats, said[PLAIN])
+        with self._alignment.measured(None if prior is None else self._aged(prior)) as measured:
+            self._encoder.encode_image(restored)
+        moments = measured[0]
+        if not all(bool(torch.isfinite(each).all()) for each in moments.tensors().values()):
+            return False
+        state.moments[how] = moments
+        return True
+
+    def _choose(self, state: _Domain) -> None:
+        """Publish the correction with the greatest advantage, if it is one."""
+        best = max(state.advantages, key=lambda each: state.advantages[each].mean)
+        if state.advantages[best].mean <= self._config.margin:
+            best = PLAIN
+        if best != PLAIN or state.correction != PLAIN:
             # Features kept so far were encoded otherwise.
             state.memory.clear()
             state.fresh = 0
             state.version += 1
-        return Outcome.ALIGNED if state.aligned else Outcome.DECLINED
+        state.correction, state.affine = best, self._affine(state, best)
 
-    def _answers(self, features_BD: Tensor) -> Tensor:
-        return self._zero_shot.logits(features_BD).softmax(dim=-1)
+    def _affine(self, state: _Domain, correction: Correction) -> Affine | None:
+        if not correction.aligned:
+            return None
+        return self._alignment.affine(state.moments[correction.restoration])
+
+    def _aged(self, measured: _Measured) -> _Measured:
+        """Beyond `settled` images, older ones fade as new ones come."""
+        return replace(measured, count=min(measured.count, self._config.settled))
+
+    def _information(self, features_BD: Tensor) -> float:
+        return information(self._zero_shot.logits(features_BD).softmax(dim=-1))
 
     def _tune(self, state: _Domain) -> Outcome:
         """One AdamW step on symmetric cross-entropy to the centred, sharpened teacher."""
@@ -273,8 +373,8 @@ class Continual:
     # -- what the guard and the snapshots need --------------------------------------------------
 
     def aligned(self, domain: int) -> bool:
-        """Whether the domain's statistics are in use."""
-        return self._table(domain) is not None
+        """Whether a correction of the domain is in use."""
+        return domain in self._domains and self._domains[domain].correction != PLAIN
 
     def version(self, domain: int) -> int:
         """Published alignments and prompts of this domain since its last reset."""
@@ -303,19 +403,23 @@ class Continual:
                 "teacher": kept.teacher.clone(),
                 "centre": kept.centre_K.clone(),
                 "counters": torch.tensor(
-                    [kept.version, kept.fresh, int(kept.aligned), kept.offered, kept.measured]
+                    [kept.version, kept.fresh, kept.offered, kept.rounds, _index(kept.correction)]
                 ),
                 "median_entropy": torch.tensor(kept.median_entropy),
             }
             if features is not None:
                 own |= {"memory.labels": torch.tensor(labels), "memory.features": features}
-            own |= kept.plain.state("plain") | kept.corrected.state("corrected")
-            if kept.moments is not None:
-                own |= {
-                    "moments.mean": kept.moments.mean.clone(),
-                    "moments.variance": kept.moments.variance.clone(),
-                    "moments.count": torch.tensor(kept.moments.count),
-                }
+            for correction, advantage in kept.advantages.items():
+                own[f"advantage.{_index(correction)}"] = advantage.state()
+            for filtered, spectrum in kept.spectra.items():
+                own[f"spectrum.{int(filtered)}.energy"] = spectrum.energy_OA.clone()
+                own[f"spectrum.{int(filtered)}.level"] = spectrum.level_A.clone()
+                own[f"spectrum.{int(filtered)}.count"] = torch.tensor(spectrum.count)
+            for how, moments in kept.moments.items():
+                place = f"moments.{_RESTORATIONS.index(how)}"
+                for name, tensor in moments.tensors().items():
+                    own[f"{place}.{name}"] = tensor.clone()
+                own[f"{place}.count"] = torch.tensor(moments.count)
             for name, value in kept.optimizer.state.get(kept.theta, {}).items():
                 own[f"optimizer.{name}"] = value.clone()
             state |= {f"{domain}/{name}": tensor for name, tensor in own.items()}
@@ -338,20 +442,15 @@ class Continual:
             kept.theta.copy_(own["theta"])
         kept.teacher.copy_(own["teacher"])
         kept.centre_K.copy_(own["centre"])
-        kept.version, kept.fresh, aligned, kept.offered, kept.measured = own["counters"].tolist()
-        kept.aligned = bool(aligned)
-        kept.plain.load_state(own, "plain")
-        kept.corrected.load_state(own, "corrected")
+        counters = own["counters"].tolist()
+        kept.version, kept.fresh, kept.offered, kept.rounds, correction = counters
+        self._restore_corrections(kept, own, _CORRECTIONS[correction])
         kept.median_entropy = float(own["median_entropy"])
         if "memory.labels" in own:
             for label, feature in zip(
                 own["memory.labels"].tolist(), own["memory.features"], strict=True
             ):
                 kept.memory.add(feature, label)
-        if "moments.mean" in own:
-            kept.moments = Moments(
-                own["moments.mean"], own["moments.variance"], int(own["moments.count"])
-            )
         inner = {
             name.removeprefix("optimizer."): tensor.clone()
             for name, tensor in own.items()
@@ -362,6 +461,30 @@ class Continual:
             published = shifted(self._zero_shot.text_KD, self._delta(kept.teacher))
             kept.text_KD = published.detach()
         return kept
+
+    def _restore_corrections(
+        self, kept: _Domain, own: dict[str, Tensor], correction: Correction
+    ) -> None:
+        for index, each in enumerate(_CORRECTIONS):
+            if f"advantage.{index}" in own:
+                kept.advantages[each] = Advantage(*own[f"advantage.{index}"].tolist())
+        for filtered in (False, True):
+            place = f"spectrum.{int(filtered)}"
+            if f"{place}.count" in own:
+                kept.spectra[filtered] = Spectrum(
+                    own[f"{place}.energy"], own[f"{place}.level"], int(own[f"{place}.count"])
+                )
+        for index, how in enumerate(_RESTORATIONS):
+            place = f"moments.{index}"
+            if f"{place}.count" in own:
+                kept.moments[how] = Moments(
+                    own[f"{place}.mean"],
+                    own[f"{place}.variance"],
+                    own[f"{place}.mean_spread"],
+                    own[f"{place}.variance_spread"],
+                    int(own[f"{place}.count"]),
+                )
+        kept.correction, kept.affine = correction, self._affine(kept, correction)
 
     def _state(self, domain: int) -> _Domain:
         if domain not in self._domains:

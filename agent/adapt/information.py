@@ -8,46 +8,32 @@ from torch import Tensor
 from agent.adapt.strategy import entropy
 
 
-class Answers:
-    """Fading averages of a model's answers to a stream of galleries."""
+def information(probabilities_BK: Tensor) -> float:
+    """Mutual information of frame and answer, in nats: marginal less conditional entropy.
 
-    def __init__(self) -> None:
-        self.weight = 0.0
-        self.marginal_K: Tensor | None = None
-        self.entropy = 0.0
+    High when answers are sure and differ from frame to frame (Bridle et al. 1991, "Unsupervised
+    classifiers, mutual information and phantom targets").
+    """
+    return float(entropy(probabilities_BK.mean(dim=0)) - entropy(probabilities_BK).mean())
 
-    def add(self, probabilities_BK: Tensor, fade: float = 0.85) -> None:
-        """Take in a gallery's probabilities; older galleries count `fade` times what they did."""
+
+class Advantage:
+    """A fading average of how much more the answers say with a correction than without.
+
+    Both are measured on the same frames, so that easy ones do not pass for good corrections. In
+    nats, and relatively where the answers say more than one nat without.
+    """
+
+    def __init__(self, mean: float = 0.0, weight: float = 0.0) -> None:
+        self.mean = mean
+        self.weight = weight
+
+    def add(self, corrected: float, plain: float, fade: float = 0.85) -> None:
+        """Take in a gallery's information, in nats; older galleries fade by the factor `fade`."""
         self.weight = fade * self.weight + 1
-        share = 1 / self.weight
-        marginal_K = probabilities_BK.mean(dim=0)
-        if self.marginal_K is None:
-            self.marginal_K = marginal_K
-        self.marginal_K = torch.lerp(self.marginal_K, marginal_K, share)
-        self.entropy += share * (float(entropy(probabilities_BK).mean()) - self.entropy)
+        gain = (corrected - plain) / max(1.0, plain)
+        self.mean += (gain - self.mean) / self.weight
 
-    @property
-    def information(self) -> float:
-        """Mutual information of frame and answer, in nats: marginal less conditional entropy.
-
-        High when answers are sure and differ from frame to frame (Bridle et al. 1991, "Unsupervised
-        classifiers, mutual information and phantom targets").
-        """
-        if self.marginal_K is None:
-            return 0.0
-        return float(entropy(self.marginal_K)) - self.entropy
-
-    def state(self, name: str) -> dict[str, Tensor]:
-        """As tensors whose names begin with `name`."""
-        if self.marginal_K is None:
-            return {}
-        return {
-            f"{name}.marginal": self.marginal_K.clone(),
-            f"{name}.averages": torch.tensor([self.weight, self.entropy], dtype=torch.float64),
-        }
-
-    def load_state(self, state: dict[str, Tensor], name: str) -> None:
-        """Take over what `state` gave."""
-        if f"{name}.marginal" in state:
-            self.marginal_K = state[f"{name}.marginal"].clone()
-            self.weight, self.entropy = state[f"{name}.averages"].tolist()
+    def state(self) -> Tensor:
+        """As a tensor."""
+        return torch.tensor([self.mean, self.weight], dtype=torch.float64)

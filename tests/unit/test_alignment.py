@@ -32,6 +32,16 @@ def shifted(n=8, seed=0):
     return x * torch.tensor([0.5, 3.0, 1.0]).view(3, 1, 1) + 2
 
 
+def alike(x):
+    """Eight times the same image: what it differs by from the reference cannot be chance."""
+    return x[:1].expand(8, -1, -1, -1)
+
+
+def exactly(mean, variance, count):
+    """Moments that chance had no part in."""
+    return Moments(mean, variance, torch.zeros_like(mean), torch.zeros_like(mean), count)
+
+
 def per_channel(x):
     return x.mean(dim=(0, 2, 3)), x.var(dim=(0, 2, 3), correction=0)
 
@@ -44,7 +54,7 @@ def measured(alignment, tower, x, prior=None, align=True):
 
 def test_merged_moments_are_those_of_all_images_together():
     x = shifted(12)
-    parts = [Moments(*per_channel(part), count=len(part)) for part in (x[:3], x[3:])]
+    parts = [exactly(*per_channel(part), count=len(part)) for part in (x[:3], x[3:])]
     merged = parts[0].merged(parts[1])
     assert merged.count == 12
     for ours, direct in zip((merged.mean, merged.variance), per_channel(x), strict=True):
@@ -61,17 +71,18 @@ def test_measuring_finds_mean_and_variance_of_each_channel():
 
 
 def test_an_aligned_batch_norm_normalises_with_the_batchs_own_statistics():
-    tower, x = Tower(batch_norm()), shifted()
+    tower, x = Tower(batch_norm()), alike(shifted())
     alignment = Alignment(tower)
     moments, while_measuring = measured(alignment, tower, x)
-    with alignment.applied([moments] * len(x)):
+    with alignment.applied(alignment.affine(moments)):
         aligned = tower(x)
     oracle = F.batch_norm(x, None, None, tower.norm.weight, tower.norm.bias, training=True)
     assert torch.allclose(aligned, oracle, atol=1e-4)
     assert torch.allclose(while_measuring, oracle, atol=1e-4)
 
 
-def test_a_whole_tower_aligned_to_a_batch_is_the_tower_in_training_mode():
+def test_a_whole_tower_aligned_to_a_batch_is_the_tower_in_training_mode(monkeypatch):
+    monkeypatch.setattr("agent.adapt.alignment._error", lambda spread, _: torch.zeros_like(spread))
     encoder, x = tiny_encoder("batch_norm"), pictures(16, 1) * 0.5
     _, aligned = measured(Alignment(encoder.visual), encoder.encode_image, x)
     for module in encoder.visual.modules():
@@ -83,10 +94,10 @@ def test_a_whole_tower_aligned_to_a_batch_is_the_tower_in_training_mode():
 @pytest.mark.parametrize("architecture", ["batch_norm", "layer_norm"])
 def test_what_was_measured_gives_the_same_when_applied(architecture):
     encoder = tiny_encoder(architecture)
-    alignment = Alignment(encoder.visual, tiny_reference(encoder))
+    alignment = Alignment(encoder.visual, tiny_reference(encoder).moments)
     x = pictures(8, 1) * 0.4
     moments, while_measuring = measured(alignment, encoder.encode_image, x)
-    with alignment.applied([moments] * 8):
+    with alignment.applied(alignment.affine(moments)):
         aligned = encoder.encode_image(x)
     assert torch.allclose(aligned, while_measuring, atol=1e-4)
     assert not torch.allclose(aligned, encoder.encode_image(x), atol=1e-2)
@@ -94,8 +105,8 @@ def test_what_was_measured_gives_the_same_when_applied(architecture):
 
 def test_a_layer_norm_maps_the_measured_moments_to_the_reference():
     tower = Tower(nn.LayerNorm(3))
-    reference = Moments(torch.tensor([1.0, -1.0, 0.0]), torch.tensor([4.0, 1.0, 0.25]), 9)
-    x = torch.randn(6, 7, 3, generator=torch.Generator().manual_seed(0))
+    reference = exactly(torch.tensor([1.0, -1.0, 0.0]), torch.tensor([4.0, 1.0, 0.25]), 9)
+    x = torch.randn(1, 7, 3, generator=torch.Generator().manual_seed(0)).expand(6, -1, -1)
     _, out = measured(Alignment(tower, reference), tower, x)
     assert torch.allclose(out.mean(dim=(0, 1)), reference.mean, atol=1e-4)
     assert torch.allclose(out.var(dim=(0, 1), correction=0), reference.variance, atol=1e-3)
@@ -124,7 +135,7 @@ def test_without_a_reference_a_vision_transformer_cannot_be_aligned():
     alignment = Alignment(encoder.visual)
     assert not alignment.available
     moments, _ = measured(alignment, encoder.encode_image, pictures(4, 1))
-    with alignment.applied([moments] * 4):
+    with alignment.applied(alignment.affine(moments)):
         assert torch.equal(encoder.encode_image(pictures(4, 2)), _plain(encoder, pictures(4, 2)))
 
 
@@ -132,28 +143,32 @@ def _plain(encoder, x):
     return tiny_encoder(encoder.name.removeprefix("tiny-")).encode_image(x)
 
 
-@pytest.mark.parametrize("architecture", ["batch_norm", "layer_norm"])
-def test_each_image_gets_its_own_table(architecture):
-    encoder = tiny_encoder(architecture)
-    alignment = Alignment(encoder.visual, tiny_reference(encoder))
-    x = pictures(3, 5)
-    a, _ = measured(alignment, encoder.encode_image, pictures(8, 1) * 0.4)
-    b, _ = measured(alignment, encoder.encode_image, 1 - pictures(8, 2) * 0.3)
-    with alignment.applied([a, None, b]):
-        mixed = encoder.encode_image(x)
-    for row, table in enumerate([a, None, b]):
-        with alignment.applied([table]):
-            assert torch.allclose(mixed[row], encoder.encode_image(x[row : row + 1])[0], atol=1e-4)
-
-
 def test_rows_that_are_not_images_are_left_alone():
     tower = Tower(nn.LayerNorm(3))
-    reference = Moments(torch.ones(3), torch.ones(3), 9)
-    alignment = Alignment(tower, reference)
-    queries = torch.randn(5, 3)
-    tables = [Moments(torch.zeros(3), torch.ones(3), 1), None]
-    with alignment.applied(tables):
+    alignment = Alignment(tower, exactly(torch.ones(3), torch.ones(3), 9))
+    images, queries = torch.randn(2, 4, 3), torch.randn(5, 3)
+    with alignment.measured():
+        tower(images)
         assert torch.equal(tower(queries), F.layer_norm(queries, (3,)))
+
+
+def test_chance_is_not_taken_for_a_domain():
+    """James and Stein, positive part: departures of as much energy as their error are nothing."""
+    alignment = Alignment(
+        Tower(nn.BatchNorm2d(1).eval()), exactly(torch.zeros(1), torch.ones(1), 0)
+    )
+    error = torch.tensor([0.04])  # of the mean, at 100 images
+    for mean, kept in ((0.1, 0.0), (0.2, 0.0), (0.4, 0.75), (2.0, 0.99)):
+        moments = Moments(torch.tensor([mean]), torch.ones(1), 100 * error, torch.zeros(1), 100)
+        assert float(alignment.affine(moments).shift) == pytest.approx(-kept * mean, abs=1e-3)
+
+
+def test_the_reference_may_err_too():
+    tower = Tower(nn.BatchNorm2d(1).eval())
+    zero, one = torch.zeros(1), torch.ones(1)
+    alignment = Alignment(tower, Moments(zero, one, 2 * one, zero, 100))
+    shift = alignment.affine(Moments(0.2 * one, one, 2 * one, zero, 100)).shift
+    assert float(shift) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_nothing_is_applied_outside_even_after_an_error():
@@ -161,7 +176,7 @@ def test_nothing_is_applied_outside_even_after_an_error():
     alignment = Alignment(tower)
     before = tower(x)
     moments, _ = measured(alignment, tower, x)
-    with pytest.raises(RuntimeError), alignment.applied([moments] * 8):
+    with pytest.raises(RuntimeError), alignment.applied(alignment.affine(moments)):
         raise RuntimeError
     assert torch.equal(tower(x), before)
 
@@ -171,7 +186,7 @@ def test_looking_changes_nothing(architecture):
     encoder = tiny_encoder(architecture)
     x = pictures(4, 1)
     before = encoder.encode_image(x)
-    alignment = Alignment(encoder.visual, tiny_reference(encoder))
+    alignment = Alignment(encoder.visual, tiny_reference(encoder).moments)
     _, while_looking = measured(alignment, encoder.encode_image, x, align=False)
     assert torch.equal(while_looking, before)
 
@@ -189,7 +204,7 @@ def test_a_domain_like_the_reference_is_almost_the_identity(architecture):
 def test_older_statistics_count_by_their_images():
     tower, x = Tower(batch_norm()), shifted()
     alignment = Alignment(tower)
-    prior = Moments(torch.zeros(3), torch.ones(3), count=24)
+    prior = exactly(torch.zeros(3), torch.ones(3), count=24)
     both, _ = measured(alignment, tower, x, prior)
     assert both.count == 32
     assert torch.allclose(both.mean, per_channel(x)[0] * 8 / 32, atol=1e-5)

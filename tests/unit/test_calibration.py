@@ -39,8 +39,8 @@ def tensors(calibration):
         calibration.style.deviation,
         calibration.drift.features_ND,
         calibration.drift.probabilities_NK,
-        calibration.moments.mean,
-        calibration.moments.variance,
+        calibration.reference.moments.mean,
+        calibration.reference.moments.variance,
     ]
 
 
@@ -48,7 +48,7 @@ def test_what_is_saved_is_what_is_loaded(calibration, saved):
     loaded = Calibration.load(saved, "subject")
     assert all(map(torch.equal, tensors(loaded), tensors(calibration)))
     assert (loaded.temperature, loaded.frames) == (calibration.temperature, 40)
-    assert (loaded.moments.count, loaded.subject) == (40, "subject")
+    assert (loaded.reference.moments.count, loaded.subject) == (40, "subject")
     assert list(saved.parent.iterdir()) == [saved]
 
 
@@ -104,11 +104,11 @@ def test_moments_are_those_of_all_images_in_whatever_batches(architecture):
     if last:
         last[-1].register_forward_hook(lambda *a: seen.append(a[2].flatten(0, -2).mean(0)))
     calibration = calibrate(encoder, tiny_zero_shot(encoder), images(64), "s")
-    assert calibration.moments.count == 64
-    assert float(calibration.moments.variance.std()) > 0
+    assert calibration.reference.moments.count == 64
+    assert float(calibration.reference.moments.variance.std()) > 0
     if seen:  # every second pass is of the other views
         mean = torch.stack(seen[::2]).mean(dim=0)
-        assert torch.allclose(calibration.moments.mean[-len(mean) :], mean, atol=1e-5)
+        assert torch.allclose(calibration.reference.moments.mean[-len(mean) :], mean, atol=1e-5)
 
 
 def test_energies_are_those_of_the_tempered_logits(calibration):

@@ -1,0 +1,20 @@
+"""What normal frames look like, to the tower and to the eye: where alignment leads back to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.adapt.alignment import Moments
+from agent.adapt.restore import Spectrum
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Measured by `calibrate`: what the normalisation layers see, and the pictures' spectrum."""
+
+    moments: Moments
+    spectrum: Spectrum
+
+    def merged(self, other: Reference) -> Reference:
+        """The reference of both sets of images together."""
+        return Reference(self.moments.merged(other.moments), self.spectrum.merged(other.spectrum))

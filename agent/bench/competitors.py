@@ -1,0 +1,103 @@
+"""Who competes: the agent under each of its strategies, and the published peers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agent.adapt.build import STRATEGIES
+from agent.adapt.strategy import ZeroShot
+from agent.assemble import recognizer
+from agent.bench.peers import Peer
+from agent.bench.peers.build import PEERS
+from agent.calibration import Calibration
+from agent.config import AdaptConfig, BatchConfig, Config, ModelConfig
+from agent.encode import Encoder
+from agent.metrics import Metrics
+from agent.types import Frame, FrameId, Record
+
+Answers = list[str]
+
+
+class Competitor(Protocol):
+    """Answers batches in order, and is never told a label."""
+
+    def answer(self, cameras: Sequence[str], pixels: NDArray[np.uint8]) -> Answers:
+        """The label of each frame, uint8 (B, S, S, 3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arena:
+    """What every competitor is given alike."""
+
+    encoder: Callable[[], Encoder]
+    model: ModelConfig
+    zero_shot: ZeroShot
+    normal: Calibration
+    seed: int
+
+
+class AgentCompetitor:
+    """The agent as it runs, from decoded frames to verdicts, under its own budget."""
+
+    def __init__(self, arena: Arena, adapt: AdaptConfig, batch: int) -> None:
+        labels = ZeroShot(
+            arena.zero_shot.labels,
+            arena.zero_shot.templates_TKD,
+            arena.zero_shot.scale / arena.normal.temperature,
+        )
+        config = Config(model=arena.model, adapt=adapt, batch=BatchConfig(max_size=batch))
+        self.recognizer = recognizer(
+            config, arena.encoder(), labels, arena.normal, Metrics(config.http.max_cameras)
+        )
+        self._frames = 0
+
+    def answer(self, cameras: Sequence[str], pixels: NDArray[np.uint8]) -> Answers:
+        """Recognise a batch, then learn as the pipeline does between two batches."""
+        now = time.time()
+        frames = [
+            Frame(
+                Record(FrameId("bench", 0, self._frames + row), None, None, (), now),
+                camera,
+                now,
+                pixels[row],
+            )
+            for row, camera in enumerate(cameras)
+        ]
+        self._frames += len(frames)
+        verdicts = self.recognizer.recognize(frames)
+        self.recognizer.learn()
+        return [verdict.top[0].label for verdict in verdicts]
+
+
+class PeerCompetitor:
+    """A published method in a bare loop, without the agent around it."""
+
+    def __init__(self, arena: Arena, peer: Callable[..., Peer]) -> None:
+        self._encoder = arena.encoder()
+        self._labels = arena.zero_shot.labels
+        self._peer = peer(self._encoder, arena.zero_shot, seed=arena.seed)
+
+    @torch.no_grad()
+    def answer(self, cameras: Sequence[str], pixels: NDArray[np.uint8]) -> Answers:
+        """The peer's prediction of a batch."""
+        logits_BK = self._peer.predict(self._encoder.to_device(list(pixels)))
+        return [self._labels[k] for k in logits_BK.argmax(dim=-1).tolist()]
+
+
+def competitor(name: str, arena: Arena, batch: int) -> Competitor:
+    """The competitor called `name`: a strategy of the agent, or a peer."""
+    if name in STRATEGIES:
+        adapt = AdaptConfig.model_validate({"strategy": name, "audit": 0.0, "seed": arena.seed})
+        return AgentCompetitor(arena, adapt, batch)
+    return PeerCompetitor(arena, PEERS[name])
+
+
+#: Everyone, the baseline first.
+COMPETITORS = ("frozen", "continual", *PEERS)

@@ -1,0 +1,34 @@
+import math
+
+import pytest
+import torch
+
+from agent.adapt.information import Advantage, information
+
+
+def test_sure_answers_that_differ_say_most():
+    assert information(torch.eye(4)) == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [torch.full((4, 4), 0.25), torch.eye(4)[:1].expand(4, 4)],
+    ids=["unsure", "collapsed"],
+)
+def test_unsure_or_always_the_same_answers_say_nothing(answers):
+    assert information(answers) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_an_advantage_is_relative_above_one_nat():
+    small, large = Advantage(), Advantage()
+    small.add(0.7, 0.5)
+    large.add(2.2, 2.0)
+    assert (small.mean, large.mean) == (pytest.approx(0.2), pytest.approx(0.1))
+
+
+def test_an_advantage_fades():
+    advantage = Advantage()
+    for corrected in (1.0, 0.0):
+        advantage.add(corrected, 0.0, fade=0.5)
+    assert advantage.mean == pytest.approx(0.5 / 1.5)
+    assert Advantage(*advantage.state().tolist()).mean == advantage.mean
