@@ -64,7 +64,7 @@ class Recognizer:
         self._budget = budget
         self._audit = audit
         self._audit_due = 0.0
-        self._aligned: set[int] = set()
+        self._encodings: dict[int, int] = {}
         self._metrics = metrics
         self._clocks = clocks
 
@@ -180,7 +180,7 @@ class Recognizer:
         stages: dict[str, float],
     ) -> tuple[Tensor, list[bool]]:
         """Zero-shot logits by the source encoder where that is known; and where it is."""
-        aligned = [self._strategy.aligned(domain) for domain in domains]
+        aligned = [self._strategy.encoding(domain) != 0 for domain in domains]
         if not any(aligned):
             return frozen_BK, [True] * len(domains)
         self._audit_due += self._audit
@@ -203,10 +203,10 @@ class Recognizer:
         otherwise than before.
         """
         for domain in self._domains.domains:
-            aligned = self._strategy.aligned(domain)
-            if aligned != (domain in self._aligned):
+            encoding = self._strategy.encoding(domain)
+            if encoding != self._encodings.get(domain, 0):
                 self._thresholds.forget(domain)
-                self._aligned ^= {domain}
+            self._encodings[domain] = encoding
         for domain in self._domains.opened():
             if self._strategy.version(domain) > 0:
                 self._metrics.adapter_resets.labels(Reason.EVICTED).inc()

@@ -50,6 +50,8 @@ class Moments:
     def merged(self, other: Moments) -> Moments:
         """The moments of both sets of images together (parallel variance, Chan et al. 1979)."""
         count = self.count + other.count
+        if not count:  # a tower in which nothing is measured
+            return other
         share = other.count / count
         delta = other.mean - self.mean
         return Moments(
@@ -61,6 +63,11 @@ class Moments:
             variance_spread=torch.lerp(self.variance_spread, other.variance_spread, share),
             count=count,
         )
+
+    def to(self, device: torch.device) -> Moments:
+        """The same on another device."""
+        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return Moments(**moved, count=self.count)
 
     def part(self, span: slice) -> Moments:
         """The moments of one site."""
@@ -122,7 +129,8 @@ class _Site:
             mean, variance = _statistic(module.running_mean), _statistic(module.running_var)
             numbers = (module.running_mean, module.running_var)
             module.running_mean = (mean - shift) / scale
-            module.running_var = (variance + module.eps) / scale.square() - module.eps
+            folded = (variance + module.eps) / scale.square() - module.eps
+            module.running_var = folded.clamp_min(0)  # it is tiny where the difference cancels
             return numbers
         before = (module.weight, module.bias)
         own_scale = torch.ones_like(scale) if module.weight is None else module.weight
@@ -168,7 +176,10 @@ class Alignment:
         self._sites: list[_Site] = []
         start = 0
         for module in visual.modules():
-            if isinstance(module, _BatchNorm | nn.LayerNorm):
+            # Some LayerNorms of timm hold their activation, behind which nothing can be folded.
+            if isinstance(module, _BatchNorm | nn.LayerNorm) and not (
+                isinstance(module, nn.LayerNorm) and hasattr(module, "act")
+            ):
                 span = slice(start, start + _channels(module))
                 known = reference is not None or isinstance(module, _BatchNorm)
                 self._sites.append(_Site(module, span, has_reference=known))
@@ -181,8 +192,7 @@ class Alignment:
                     self._reference.mean[site.span] = _statistic(site.module.running_mean)
                     self._reference.variance[site.span] = _statistic(site.module.running_var)
         else:
-            on_device = {name: tensor.to(device) for name, tensor in reference.tensors().items()}
-            self._reference = Moments(**on_device, count=reference.count)
+            self._reference = reference.to(device)
         self._act: Callable[[_Site, Tensor], Tensor] | None = None
         for site in self._sites:
             if site.is_batch_norm:
@@ -217,11 +227,13 @@ class Alignment:
         if affine is None:
             yield
             return
-        before = [site.fold(affine) for site in self._sites]
+        before = []
         try:
+            for site in self._sites:
+                before.append(site.fold(affine))
             yield
         finally:
-            for site, numbers in zip(self._sites, before, strict=True):
+            for site, numbers in zip(self._sites, before, strict=False):
                 site.unfold(numbers)
 
     @contextmanager

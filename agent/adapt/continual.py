@@ -126,7 +126,7 @@ class Continual:
         self._encoder = encoder
         self._zero_shot = zero_shot
         self._config = config
-        self._reference = reference
+        self._reference = None if reference is None else reference.to(encoder.device)
         self._alignment = Alignment(encoder.visual, reference.moments if reference else None)
         # The checkpoint's own statistics will not do: a camera that sees few kinds of things is far
         # from them on a clear day, and answers that alignment spreads over all labels pass for
@@ -144,7 +144,7 @@ class Continual:
 
     def encode(self, pixels_BCHW: Tensor, domains: Sequence[int]) -> Tensor:
         """Features with each frame corrected as its own domain needs it."""
-        corrected = sorted({domain for domain in domains if self.aligned(domain)})
+        corrected = sorted({domain for domain in domains if self.encoding(domain)})
         if not corrected:
             return self._encoder.encode_image(pixels_BCHW)
         groups = [
@@ -161,7 +161,12 @@ class Continual:
         """Features under the domain's published correction."""
         restored = self._restore(state, state.correction.restoration, pixels_BCHW)
         with self._alignment.applied(state.affine):
-            return self._encoder.encode_image(restored)
+            features_BD = self._encoder.encode_image(restored)
+        if bool(torch.isfinite(features_BD).all()):
+            return features_BD
+        # Frames without features teach nothing, so that the domain would stay broken.
+        state.correction, state.affine = PLAIN, None
+        return self._encoder.encode_image(pixels_BCHW)
 
     def _restore(self, state: _Domain, how: Restoration, pixels_BCHW: Tensor) -> Tensor:
         if how.filters:
@@ -213,7 +218,7 @@ class Continual:
             return False
         state.offered += 1
         # Two at once, since the second judges what the first measured; then rarely.
-        every: int = 4 ** max(0, state.rounds - 1)
+        every: int = 4 ** min(max(0, state.rounds - 1), 3)
         return state.offered % every == 0
 
     # -- learning -------------------------------------------------------------------------------
@@ -230,10 +235,11 @@ class Continual:
 
     @torch.no_grad()
     def _correct(self, state: _Domain) -> Outcome:
-        """Judge corrections on the gallery, which none of them knows yet; then learn from it.
+        """Judge corrections on the gallery, which alignment does not know yet; then learn from it.
 
-        The first gallery tries every repair. Later ones try what is in use, the best that is not,
-        alignment on top of the best repair, and doing nothing, against which all are measured.
+        The spectrum, whose few numbers cannot flatter themselves, has seen it. The first gallery
+        tries every repair. Later ones try what is in use, the best that is not, alignment on top of
+        the best repair, and doing nothing, against which all are measured.
         """
         pixels = torch.stack([pixels for pixels, _ in state.gallery]).float().div_(255)
         served = torch.stack([feature for _, feature in state.gallery])
@@ -318,7 +324,9 @@ class Continual:
         return replace(measured, count=min(measured.count, self._config.settled))
 
     def _information(self, features_BD: Tensor) -> float:
-        return information(self._zero_shot.logits(features_BD).softmax(dim=-1))
+        """In nats; features that are not finite say nothing."""
+        nats = information(self._zero_shot.logits(features_BD).softmax(dim=-1))
+        return nats if math.isfinite(nats) else 0.0
 
     def _tune(self, state: _Domain) -> Outcome:
         """One AdamW step on symmetric cross-entropy to the centred, sharpened teacher."""
@@ -372,9 +380,9 @@ class Continual:
 
     # -- what the guard and the snapshots need --------------------------------------------------
 
-    def aligned(self, domain: int) -> bool:
-        """Whether a correction of the domain is in use."""
-        return domain in self._domains and self._domains[domain].correction != PLAIN
+    def encoding(self, domain: int) -> int:
+        """The number of the domain's correction; doing nothing has 0."""
+        return _index(self._domains[domain].correction) if domain in self._domains else 0
 
     def version(self, domain: int) -> int:
         """Published alignments and prompts of this domain since its last reset."""
@@ -405,7 +413,7 @@ class Continual:
                 "counters": torch.tensor(
                     [kept.version, kept.fresh, kept.offered, kept.rounds, _index(kept.correction)]
                 ),
-                "median_entropy": torch.tensor(kept.median_entropy),
+                "median_entropy": torch.tensor(kept.median_entropy, dtype=torch.float64),
             }
             if features is not None:
                 own |= {"memory.labels": torch.tensor(labels), "memory.features": features}
@@ -432,11 +440,15 @@ class Continual:
             domain, _, name = key.partition("/")
             if name:
                 by_domain.setdefault(int(domain), {})[name] = tensor
-        domains = {domain: self._restored(own) for domain, own in by_domain.items()}
+        try:
+            domains = {domain: self._restored(own) for domain, own in by_domain.items()}
+        except (ValueError, TypeError, IndexError) as error:
+            raise RuntimeError(f"the state is not of this strategy: {error}") from error
         self._generator.set_state(state["generator"])
         self._domains = domains
 
-    def _restored(self, own: dict[str, Tensor]) -> _Domain:
+    def _restored(self, state: dict[str, Tensor]) -> _Domain:
+        own = {name: tensor.to(self._encoder.device) for name, tensor in state.items()}
         kept = self._new_domain()
         with torch.no_grad():
             kept.theta.copy_(own["theta"])
@@ -484,6 +496,9 @@ class Continual:
                     own[f"{place}.variance_spread"],
                     int(own[f"{place}.count"]),
                 )
+        how = correction.restoration
+        if how.equalises and how.filters not in kept.spectra:
+            raise KeyError("the spectrum of the domain's correction")
         kept.correction, kept.affine = correction, self._affine(kept, correction)
 
     def _state(self, domain: int) -> _Domain:

@@ -31,9 +31,9 @@ class Frozen:
         """Nothing to do, ever."""
         return None
 
-    def aligned(self, domain: int) -> bool:
-        """Never."""
-        return False
+    def encoding(self, domain: int) -> int:
+        """Always the source model's."""
+        return 0
 
     def version(self, domain: int) -> int:
         """Always zero."""

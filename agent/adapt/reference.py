@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from agent.adapt.alignment import Moments
 from agent.adapt.restore import Spectrum
 
@@ -14,6 +16,10 @@ class Reference:
 
     moments: Moments
     spectrum: Spectrum
+
+    def to(self, device: torch.device) -> Reference:
+        """The same on another device."""
+        return Reference(self.moments.to(device), self.spectrum.to(device))
 
     def merged(self, other: Reference) -> Reference:
         """The reference of both sets of images together."""

@@ -75,6 +75,10 @@ class Spectrum:
         energies.append((rest - level_BA[..., None, None]).square().mean(dim=(0, 2, 3)))
         return cls(torch.stack(energies), level_BA.mean(dim=0), len(pixels_BCHW))
 
+    def to(self, device: torch.device) -> Spectrum:
+        """The same on another device."""
+        return Spectrum(self.energy_OA.to(device), self.level_A.to(device), self.count)
+
     def merged(self, other: Spectrum) -> Spectrum:
         """The spectrum of both sets of images together."""
         count = self.count + other.count

@@ -86,8 +86,8 @@ class Strategy(Protocol):
     def learn(self) -> Outcome | None:
         """One bounded unit of adaptation; None when there is nothing to do."""
 
-    def aligned(self, domain: int) -> bool:
-        """Whether frames of this domain are encoded otherwise than by the source model."""
+    def encoding(self, domain: int) -> int:
+        """Which way the domain's frames are encoded; 0 is the source model's."""
 
     def version(self, domain: int) -> int:
         """How many times the domain's state was published."""

@@ -34,7 +34,11 @@ class Competitor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """What every competitor is given alike."""
+    """What competitors are made of.
+
+    Peers get the checkpoint and the labels, as where they were published; the calibration, which is
+    part of running the agent, is the agent's alone.
+    """
 
     encoder: Callable[[], Encoder]
     model: ModelConfig
@@ -44,7 +48,10 @@ class Arena:
 
 
 class AgentCompetitor:
-    """The agent as it runs, from decoded frames to verdicts, under its own budget."""
+    """The agent as it runs, from decoded frames to verdicts.
+
+    Its budget is in seconds, so what it learns in time depends on the machine.
+    """
 
     def __init__(self, arena: Arena, adapt: AdaptConfig, batch: int) -> None:
         labels = ZeroShot(
@@ -94,7 +101,7 @@ class PeerCompetitor:
 def competitor(name: str, arena: Arena, batch: int) -> Competitor:
     """The competitor called `name`: a strategy of the agent, or a peer."""
     if name in STRATEGIES:
-        adapt = AdaptConfig.model_validate({"strategy": name, "audit": 0.0, "seed": arena.seed})
+        adapt = AdaptConfig.model_validate({"strategy": name, "seed": arena.seed})
         return AgentCompetitor(arena, adapt, batch)
     return PeerCompetitor(arena, PEERS[name])
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import open_clip
 
-from agent.bench.photos import label_of
+from agent.bench.photos import IMAGE_SUFFIXES, label_of
 from agent.errors import AgentError
 from agent.models.names import synsets
 
@@ -43,7 +43,7 @@ def labelling(kind: LabelSet, folder: Path) -> Labelling:
     Raises:
         AgentError: `fleet` is asked for and the names carry no WordNet ids.
     """
-    paths = [path for path in folder.rglob("*") if path.is_file()]
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
     if all(_synset(path, folder) for path in paths) and paths:
         by_synset = _fleet() if kind is LabelSet.FLEET else _imagenet()
         labels = tuple(dict.fromkeys(by_synset.values()))

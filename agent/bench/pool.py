@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from agent.bench.corruptions import Pixels, corrupt
 from agent.bench.photos import IMAGE_SUFFIXES, label_of
@@ -100,15 +100,16 @@ def load(
         raise AgentError(f"{folder} holds {len(found)} images; a benchmark needs {FEWEST} or more")
     found = [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
     pixels = np.stack([_read(path, size, crop_ratio) for path, _ in found])
-    key = hashlib.sha256(pixels.tobytes() + bytes([_RECIPE])).hexdigest()[:16]
-    return Pool(tuple(label for _, label in found), pixels, cache / key)
+    key = hashlib.sha256(bytes([_RECIPE]))
+    key.update(pixels.data)
+    return Pool(tuple(label for _, label in found), pixels, cache / key.hexdigest()[:16])
 
 
 def _read(path: Path, size: int, crop_ratio: float) -> Pixels:
     try:
         with Image.open(path) as image:
-            rgb = image.convert("RGB")
-    except OSError as error:
+            rgb = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
         raise AgentError(f"{path} cannot be read as an image: {error}") from error
     scale = size / crop_ratio / min(rgb.size)
     if round(scale * min(rgb.size)) != min(rgb.size):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from agent.bench.arena import Score
@@ -77,8 +78,9 @@ def _summary(score: Score, baseline: Score | None) -> list[str]:
         # A method that is shown a part of the frames may lack a phase of few.
         shared = score.accuracy.keys() & baseline.accuracy.keys()
         gains = [score.accuracy[phase] - baseline.accuracy[phase] for phase in shared]
-        cells[1] = f"{100 * (score.mean - baseline.mean):+.1f}"
-        cells[2] = f"{100 * min(gains):+.1f}"
+        if gains:
+            cells[1] = f"{100 * float(np.mean(gains)):+.1f}"
+            cells[2] = f"{100 * min(gains):+.1f}"
         cells[4] = f"{each_s * baseline.frames / baseline.seconds:.2f}"
     return cells
 

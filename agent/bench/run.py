@@ -27,7 +27,8 @@ from agent.config import ModelConfig
 from agent.errors import AgentError
 
 #: Competitors that keep nothing from one batch to the next and take long: shown every n-th frame.
-EPISODIC = {"tpt": 32}
+#: Odd, so that in turn it meets every camera of a mixed batch.
+EPISODIC = {"tpt": 31}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +80,14 @@ def run_bench(options: BenchOptions, console: Console) -> None:
     competitors = options.competitors or COMPETITORS
     scores: list[Score] = []
     written: list[str] = []
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AgentError(f"cannot write to {options.out}: {error.strerror}") from error
     for suite in suites:
         labels = [label for label in names.labels if label not in suite.held_out]
+        if len(labels) < 2:
+            raise AgentError(f"the suite {suite.name} leaves fewer than two labels")
         model = base.model_copy(update={"labels": labels})
         arena = Arena(
             encoder=partial(encode.load, base),
@@ -91,11 +97,14 @@ def run_bench(options: BenchOptions, console: Console) -> None:
             seed=options.seed,
         )
         with Progress(console=console, transient=True) as progress:
-            own = [_score(name, suite, pool, arena, progress) for name in competitors]
+            own = []
+            for name in competitors:
+                own.append(_score(name, suite, pool, arena, progress))
+                # After each, since what comes next may take hours, or fail.
+                report.save(options.out / "bench.json", [*scores, *own], _about(options, pool))
         scores += own
         console.print(report.table(own))
         written.append(f"## {suite.name}\n\n{report.markdown(own)}")
-        report.save(options.out / "bench.json", scores, _about(options, pool))
         (options.out / "bench.md").write_text("\n".join(written))
 
 

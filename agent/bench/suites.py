@@ -6,6 +6,7 @@ and the phase whose accuracy it counts for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from agent.bench.corruptions import IMAGENET_C
 from agent.bench.pool import CLEAR, Condition, Pool
+from agent.errors import AgentError
 
 BATCH = 32
 #: The severest of ImageNet-C, where methods are usually compared.
@@ -86,7 +88,7 @@ def gradual(pool: Pool, frames: int, rng: np.random.Generator) -> Suite:
 def recurring(pool: Pool, frames: int, rng: np.random.Generator) -> Suite:
     """Clear, fog, night and noise come round 20 times; `frames` a visit, at most 100.
 
-    The phases tell the first 50 frames of a visit from the rest.
+    The phases tell the first half of a visit from the second.
     """
     dealer = _Dealer(pool, rng)
     length = min(frames, 100)
@@ -152,6 +154,8 @@ def _open(share: float) -> Callable[[Pool, int, np.random.Generator], Suite]:
         held_out = frozenset(names[: len(names) // 2].tolist())
         strange = np.array([i for i in pool.stream if pool.labels[i] in held_out])
         known = np.array([i for i in pool.stream if pool.labels[i] not in held_out])
+        if not len(strange) or not len(known):
+            raise AgentError("too few labels: some must be known and some unknown")
         shots = [
             Shot(
                 int(rng.choice(strange if rng.random() < share else known)),
@@ -168,7 +172,7 @@ def _open(share: float) -> Callable[[Pool, int, np.random.Generator], Suite]:
 
 
 def single(pool: Pool, frames: int, rng: np.random.Generator) -> Suite:
-    """The continual suite's first corruptions of each kind, one frame at a time."""
+    """Weather that comes and goes, one frame at a time."""
     dealer = _Dealer(pool, rng)
     plan = [(_again(c, place), c) for place, c in enumerate(_WEATHER)]
     return Suite("single", _phases(plan, dealer, frames), batch=1)
@@ -186,11 +190,12 @@ def lowres(pool: Pool, frames: int, rng: np.random.Generator) -> Suite:
 
 
 def long(pool: Pool, frames: int, rng: np.random.Generator) -> Suite:
-    """Weather that goes round for 100,000 frames; phases are tenths of the stream."""
+    """Weather that goes round for 100,000 frames or more; phases are tenths of the stream."""
     dealer = _Dealer(pool, rng)
     names = ("fog", "night", "gaussian_noise", "contrast", "motion_blur", "snow", "pixelate")
     conditions = [CLEAR, *(Condition(name, WORST) for name in names)]
-    rounds = max(1, round(100_000 / (frames * len(conditions))))
+    frames = min(frames, 1250)
+    rounds = 10 * math.ceil(10_000 / (frames * len(conditions)))
     shots = [
         Shot(photo, condition, f"tenth {1 + 10 * turn // rounds}")
         for turn in range(rounds)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm2d, LayerNormAct2d
 from torch import nn
 
 from agent.adapt.alignment import Alignment, Moments
@@ -213,3 +213,26 @@ def test_older_statistics_count_by_their_images():
 def test_a_batch_norm_without_running_statistics_is_refused():
     with pytest.raises(ModelError, match="running statistics"):
         Alignment(Tower(nn.BatchNorm2d(3, affine=True, track_running_stats=False)))
+
+
+def test_layers_are_put_back_when_one_cannot_be_folded(monkeypatch):
+    tower = nn.Sequential(nn.LayerNorm(3), nn.LayerNorm(3))
+    alignment = Alignment(tower, exactly(torch.ones(6), torch.ones(6), 9))
+    affine = alignment.affine(exactly(torch.zeros(6), torch.ones(6), 9))
+    monkeypatch.setattr(alignment._sites[1], "fold", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError), alignment.applied(affine):
+        pass
+    assert torch.equal(tower[0].bias, torch.zeros(3))
+
+
+def test_a_channel_that_a_domain_makes_constant_stays_finite():
+    tower = Tower(nn.BatchNorm2d(1).eval())
+    tower.norm.running_var.fill_(1e-4)
+    alignment = Alignment(tower, exactly(torch.zeros(1), torch.full((1,), 3000.0), 0))
+    with alignment.applied(alignment.affine(exactly(torch.zeros(1), torch.zeros(1), 0))):
+        assert torch.isfinite(tower(torch.ones(2, 1, 3, 3))).all()
+
+
+def test_an_activation_inside_a_layer_norm_is_left_alone():
+    assert not Alignment(Tower(LayerNormAct2d(3))).available
+    assert len(Alignment(Tower(LayerNormAct2d(3)))._sites) == 0

@@ -1,4 +1,4 @@
-"""The benchmark from a folder of photographs to its tables, on a tiny encoder."""
+"""The benchmark's photographs, labels, scores and tables."""
 
 import json
 from collections import Counter

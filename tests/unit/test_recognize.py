@@ -59,8 +59,8 @@ class Spy(Frozen):
     def learn(self):
         return Outcome.STEPPED
 
-    def aligned(self, domain):
-        return domain > 0
+    def encoding(self, domain):
+        return int(domain > 0)
 
     def version(self, domain):
         return 7 if domain else 0
