@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from agent.adapt.alignment import Alignment, Moments
-from agent.adapt.domains import StyleReference, style
 from agent.adapt.reference import Reference
 from agent.adapt.restore import Spectrum
 from agent.adapt.strategy import ZeroShot
+from agent.adapt.style import StyleReference, style
 from agent.config import ModelConfig
 from agent.encode import Encoder
 from agent.errors import InvalidConfig
@@ -32,7 +32,7 @@ from agent.score.drift import DriftReference
 from agent.score.ood import energy
 from agent.score.threshold import EnergyReference
 
-FORMAT = "tta-calibration-2"
+FORMAT = "tta-calibration-3"
 #: Fewer frames than this say too little of what is normal.
 MIN_FRAMES = 16
 #: Features kept for the drift reference.
@@ -61,7 +61,7 @@ class Calibration:
         tensors = {
             "energies": self.energies.sorted_N,
             "style.mean": self.style.mean,
-            "style.deviation": self.style.deviation,
+            "style.whitening": self.style.whitening,
             "drift.features": self.drift.features_ND,
             "drift.probabilities": self.drift.probabilities_NK,
             "spectrum.energy": self.reference.spectrum.energy_OA,
@@ -109,7 +109,9 @@ class Calibration:
                 frames=int(header["frames"]),
                 temperature=float(header["temperature"]),
                 energies=EnergyReference(tensors["energies"]),
-                style=StyleReference(tensors["style.mean"], tensors["style.deviation"]),
+                style=StyleReference(
+                    tensors["style.mean"], tensors["style.whitening"], int(header["frames"])
+                ),
                 drift=DriftReference(tensors["drift.features"], tensors["drift.probabilities"]),
                 reference=_reference(tensors, int(header["frames"])),
             )

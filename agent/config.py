@@ -261,7 +261,7 @@ class AdaptConfig(Section):
     """Adaptation time as a share of inference time."""
     audit: Fraction = 0.05
     """Share of batches also encoded without alignment, to watch the adapter."""
-    max_domains: Annotated[int, Field(gt=0, le=64)] = 16
+    max_domains: Annotated[int, Field(gt=0, le=64)] = 32
     """Domains that are remembered; each has an adapter of its own."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything random."""

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from agent.adapt.budget import Budget
-from agent.adapt.domains import Assignment, DomainMemory, style
+from agent.adapt.domains import Assignment, DomainMemory
 from agent.adapt.guard import Guard, Reason
 from agent.adapt.strategy import Observation, Strategy, ZeroShot, entropy
+from agent.adapt.style import style
 from agent.encode import Encoder
 from agent.metrics import Metrics
 from agent.score.drift import DriftMonitor

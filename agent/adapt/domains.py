@@ -1,20 +1,26 @@
 """Recognising the domain a camera is in, and returning to it at no cost.
 
-A domain shows in simple image statistics long before it shows in the label: the level, contrast
-and colour of the pixels and the energy at fine scales. `style` measures these per image. The
-memory keeps one centroid per domain; each camera is followed with hysteresis, so that a single odd
-frame does not switch its domain and a new domain opens only when many frames in a row fit none.
+A domain shows in an image's style long before it shows in the label. Each domain is a Gaussian over
+whitened styles; each camera is followed by the forward filter of a hidden Markov model whose states
+are the known domains and seldom change (Rabiner 1989, "A tutorial on hidden Markov models"), so
+that one look is enough where domains differ much, and an odd frame does not count where they don't.
+A new domain opens when two stretches of frames, one after the other, fit none that is known: short
+ones, which tell a great change at once, or long ones, which tell a small change in time.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from cachetools import LRUCache
+from numpy.typing import NDArray
 from torch import Tensor
+
+from agent.adapt.style import StyleReference
+
+Array = NDArray[np.float64]
 
 #: The domain that the checkpoint, or the calibration, calls normal. It is never adapted to.
 SOURCE = 0
@@ -22,86 +28,42 @@ SOURCE = 0
 MAX_CAMERAS = 10_000
 
 
-def style(pixels_BCHW: Tensor) -> Tensor:
-    """Style of images in [0, 1]: shape (B, 20), float32.
-
-    Per opponent channel (grey, red-green, yellow-blue): mean and log standard deviation of the
-    pixels; then, for grey at four octaves and for colour at two, the log energy of the difference
-    between an image and its blurred self, whose slope tells noise from blur from fog; the darkest
-    and brightest deciles; and the energy of blocks of eight against its neighbours, for JPEG.
-    """
-    red, green, blue = pixels_BCHW.float().unbind(1)
-    opponent = torch.stack([(red + green + blue) / 3, red - green, (red + green) / 2 - blue], dim=1)
-    level = opponent.mean(dim=(2, 3))
-    spread = _log(opponent.std(dim=(2, 3)))
-    bands = []
-    octave = opponent
-    for depth in range(4):
-        smooth = F.avg_pool2d(octave, 2)
-        detail = octave - F.interpolate(smooth, size=octave.shape[-2:], mode="nearest")
-        energy = _log(detail.std(dim=(2, 3)))
-        bands.append(energy if depth < 2 else energy[:, :1])
-        octave = smooth
-    grey = opponent[:, 0, ::4, ::4].flatten(1)
-    ends = torch.quantile(grey, torch.tensor([0.05, 0.25, 0.75, 0.95], device=grey.device), dim=1)
-    across = (opponent[:, 0, :, 1:] - opponent[:, 0, :, :-1]).abs().mean(dim=1)
-    on_grid = across[:, 7::8].mean(dim=1)
-    off_grid = across[:, 3::8].mean(dim=1)
-    blocks = (_log(on_grid) - _log(off_grid))[:, None]
-    flat = (across < 1 / 512).float().mean(dim=1)[:, None]
-    return torch.cat([level, spread, *bands, ends.T, blocks, flat], dim=1)
-
-
-def _log(x: Tensor) -> Tensor:
-    return torch.log(x + 1e-3)
-
-
-@dataclass(frozen=True, slots=True)
-class StyleReference:
-    """Mean (S,) and standard deviation (S,) of the style of normal frames."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    @classmethod
-    def of(cls, styles_NS: Tensor) -> StyleReference:
-        """Measure the styles of normal frames."""
-        return cls(styles_NS.mean(dim=0), styles_NS.std(dim=0).clamp_min(1e-2))
-
-
 @dataclass(frozen=True, slots=True)
 class DomainConfig:
-    """When a camera changes its domain.
+    """When a camera changes its domain, and what makes a new one.
 
     Attributes:
-        window: frames whose mean style stands for the camera's present.
-        radius: root mean square distance, in standard deviations of single normal frames, within
-            which a window belongs to a domain.
-        patience: frames in a row that must disagree before a camera switches.
+        hazard: chance that a camera is elsewhere with the next frame.
+        trust: share of a frame's log likelihood that counts. Measures are not independent, nor
+            are frames.
+        tail: degrees of freedom of Student's t, in which styles are measured.
+        stretches: frames that are compared with the known domains, twice as many at a time.
+        radius: root mean square distance, in standard errors, within which a stretch fits a domain.
+        prior: frames that a domain's variances are shrunk to their mean by.
+        settled: frames after which a domain's older ones fade as new ones come.
+        patience: frames in a row in another domain that make a camera's switch.
         reference_frames: frames that define the source domain when nothing was calibrated.
         max_domains: ids in use at most, the source among them; bounds memory and metrics.
     """
 
-    window: int = 8
-    radius: float = 0.9
-    patience: int = 6
+    hazard: float = 0.001
+    trust: float = 0.25
+    tail: float = 4.0
+    stretches: tuple[int, ...] = (4, 8, 16, 32)
+    radius: float = 1.7
+    prior: int = 4
+    settled: int = 256
+    patience: int = 4
     reference_frames: int = 64
-    max_domains: int = 16
-
-
-@dataclass(slots=True)
-class _Camera:
-    recent: deque[Tensor]
-    domain: int = SOURCE
-    dissent: int = 0
+    max_domains: int = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A frame's domain: its camera's, or the source if the frame looks more like that.
+    """The domain that a frame belongs to.
 
-    `shift` is how far its camera's present is from the source, in standard deviations; `switched`
-    says that the camera changed its domain with this frame.
+    `shift` is how far its camera's last frames are from the source, in standard deviations;
+    `switched` says that the camera has settled in another domain with this frame.
     """
 
     domain: int
@@ -109,11 +71,115 @@ class Assignment:
     switched: bool = False
 
 
-@dataclass(slots=True)
-class _Centroid:
-    mean: Tensor
-    frames: int
-    last_seen: int
+#: Frames whose mean style makes the shift.
+_SHIFT_FRAMES = 8
+#: A domain that never varied is still not known beyond this, in variances of normal frames.
+_LEAST_VARIANCE = 0.01
+
+
+class _Camera:
+    """Which domain it is likely in, (K,), and its last whitened styles, the newest last.
+
+    `frames` of them belong together, as far as is known.
+    """
+
+    def __init__(self, domains: int, frames: int, measures: int) -> None:
+        self.belief = np.zeros(domains)
+        self.belief[SOURCE] = 1.0
+        self.recent = np.zeros((frames, measures))
+        self.owners = np.full(frames, SOURCE)  # whose statistics each has yet to join
+        self.frames = 0
+        self.domain = SOURCE
+        self.dissent = 0
+
+    def take(self, style_S: Array) -> tuple[int, Array]:
+        """Remember the newest style; the oldest, and whose it is."""
+        oldest = int(self.owners[0]), self.recent[0].copy()
+        self.recent[:-1], self.owners[:-1] = self.recent[1:], self.owners[1:]
+        self.recent[-1], self.owners[-1] = style_S, SOURCE
+        self.frames += 1
+        return oldest
+
+    def switched(self, domain: int, patience: int) -> bool:
+        """Whether it has now settled in another domain than before."""
+        self.dissent = 0 if domain == self.domain else self.dissent + 1
+        if self.dissent < patience:
+            return False
+        self.domain, self.dissent = domain, 0
+        self.frames = min(self.frames, patience)  # what was before is another stretch
+        return True
+
+    def leave(self, domain: int) -> None:
+        """Go back to the source, as the domain is no more."""
+        self.belief[SOURCE] += self.belief[domain]
+        self.belief[domain] = 0
+        self.owners[self.owners == domain] = SOURCE
+        if self.domain == domain:
+            self.domain, self.dissent = SOURCE, 0
+            self.frames = 0  # or cameras would take ids from each other frame by frame
+
+
+class _Gaussians:
+    """The domains' means and variances, (K, S), one row an id; rows not in use are never read."""
+
+    def __init__(self, config: DomainConfig, source_frames: int, measures: int) -> None:
+        shape = (config.max_domains, measures)
+        self._config = config
+        self.known = np.zeros(config.max_domains, dtype=bool)
+        self.known[SOURCE] = True
+        self._mean = np.zeros(shape)
+        self._raw = np.ones(shape)
+        self.frames = np.ones(config.max_domains)
+        self.frames[SOURCE] = source_frames
+        self._variance = np.ones(shape)
+
+    def likelihood(self, style_S: Array) -> Array:
+        """Log likelihood of a style in each domain, (K,), under Student's t."""
+        tail = self._config.tail
+        variance = self._variance * (1 + 1 / self.frames[:, None])
+        terms = np.log1p((style_S - self._mean) ** 2 / (tail * variance))
+        total: Array = -(tail + 1) / 2 * terms.sum(axis=1) - 0.5 * np.log(variance).sum(axis=1)
+        return np.where(self.known, total, -np.inf)
+
+    def fits(self, stretch_NS: Array) -> bool:
+        """Whether these frames may all belong to one of the domains.
+
+        Their median, which an odd one does not move, is compared with each domain's mean. Frames
+        that resemble each other more than a domain's own do, as those of a camera at rest, count
+        for fewer (the ratio of von Neumann 1941).
+        """
+        centre = np.median(stretch_NS, axis=0)
+        steps = np.square(np.diff(stretch_NS, axis=0)).mean(axis=0) / 2
+        roughness = np.minimum(1, steps / self._variance).mean(axis=1)
+        effective = 1 + (len(stretch_NS) - 1) * roughness
+        distance = ((centre - self._mean) ** 2 / self._variance).mean(axis=1)
+        errors = distance / (1 / effective + 1 / self.frames)
+        return bool((errors[self.known] <= self._config.radius**2).any())
+
+    def follow(self, domain: int, style_S: Array) -> None:
+        """Let a domain settle on its frames; the source is fixed."""
+        if domain == SOURCE:
+            return
+        self.frames[domain] = min(self.frames[domain] + 1, self._config.settled)
+        share = 1 / self.frames[domain]
+        before = style_S - self._mean[domain]
+        self._mean[domain] += share * before
+        after = style_S - self._mean[domain]
+        self._raw[domain] += share * (before * after - self._raw[domain])
+        self._shrink(domain)
+
+    def open(self, domain: int, stretch_NS: Array) -> None:
+        """Begin a domain with these frames."""
+        self.known[domain] = True
+        self.frames[domain] = len(stretch_NS)
+        self._mean[domain] = np.median(stretch_NS, axis=0)
+        self._raw[domain] = np.square(stretch_NS - self._mean[domain]).mean(axis=0)
+        self._shrink(domain)
+
+    def _shrink(self, domain: int) -> None:
+        share = self._config.prior / (self.frames[domain] + self._config.prior)
+        raw = self._raw[domain]
+        self._variance[domain] = np.maximum(raw + share * (raw.mean() - raw), _LEAST_VARIANCE)
 
 
 @dataclass(slots=True)
@@ -127,7 +193,8 @@ class DomainMemory:
     config: DomainConfig
     reference: StyleReference | None = None
     _warm_up: list[Tensor] = field(default_factory=list)
-    _centroids: dict[int, _Centroid] = field(default_factory=dict)
+    _gaussians: _Gaussians | None = None
+    _last_seen: dict[int, int] = field(default_factory=dict)
     _cameras: LRUCache[str, _Camera] = field(default_factory=lambda: LRUCache(MAX_CAMERAS))
     _clock: int = 0
     _opened: list[int] = field(default_factory=list)
@@ -135,7 +202,7 @@ class DomainMemory:
     @property
     def domains(self) -> list[int]:
         """Ids of all domains, the source first."""
-        return [SOURCE, *self._centroids]
+        return [SOURCE, *sorted(self._last_seen)]
 
     def opened(self) -> list[int]:
         """Domains opened since the last call; what was learned under their ids before is void."""
@@ -149,7 +216,7 @@ class DomainMemory:
             for camera, style_S in zip(cameras, styles_BS.cpu(), strict=True)
         ]
 
-    def _assign(self, camera: str, style_S: Tensor) -> Assignment:
+    def _assign(self, name: str, style_S: Tensor) -> Assignment:
         self._clock += 1
         if self.reference is None:
             self._warm_up.append(style_S)
@@ -157,68 +224,64 @@ class DomainMemory:
                 self.reference = StyleReference.of(torch.stack(self._warm_up))
                 self._warm_up.clear()
             return Assignment(SOURCE, 0.0)
-        state = self._cameras.get(camera)
-        if state is None:
-            state = self._cameras[camera] = _Camera(deque(maxlen=self.config.window))
-        before = state.domain
-        white_S = (style_S - self.reference.mean) / self.reference.deviation
-        state.recent.append(white_S)
-        present_S = torch.stack(list(state.recent)).mean(dim=0)
-        nearest, distance = self._nearest(present_S)
-        fits = distance <= self.config.radius
-        if fits and nearest == state.domain:
-            state.dissent = 0
-            self._follow(nearest, white_S)
-        else:
-            state.dissent += 1
-            full = len(state.recent) == self.config.window
-            if full and state.dissent >= self.config.patience:
-                # Has the camera left? What came before the change must not blur the centroid, and
-                # the median does not follow an odd frame that moves the mean of a whole window.
-                tail = torch.stack(list(state.recent)[-self.config.patience :]).quantile(0.5, dim=0)
-                nearest, distance = self._nearest(tail)
-                if distance > self.config.radius and self.config.max_domains > 1:
-                    nearest = self._open(tail)
-                state.domain = nearest
-                state.dissent = 0
-        shift = float(present_S.square().mean().sqrt())
-        switched = state.domain != before
-        return Assignment(self._domain_of(white_S, state.domain), shift, switched)
+        if self._gaussians is None:
+            self._gaussians = _Gaussians(self.config, self.reference.frames, len(style_S))
+        camera = self._cameras.get(name)
+        if camera is None:
+            length = 2 * max(self.config.stretches)
+            camera = self._cameras[name] = _Camera(self.config.max_domains, length, len(style_S))
 
-    def _domain_of(self, white_S: Tensor, domain: int) -> int:
-        """The camera's domain, or the source if the frame looks more like that: do no harm."""
-        if domain == SOURCE:
-            return SOURCE
-        stranger = (white_S - self._centroids[domain].mean).norm() > white_S.norm()
-        return SOURCE if bool(stranger) else domain
-
-    def _nearest(self, present_S: Tensor) -> tuple[int, float]:
-        """The closest domain and its root mean square distance."""
-        best, distance = SOURCE, float(present_S.square().mean().sqrt())
-        for domain, centroid in self._centroids.items():
-            other = float((present_S - centroid.mean).square().mean().sqrt())
-            if other < distance:
-                best, distance = domain, other
-        return best, distance
-
-    def _follow(self, domain: int, white_S: Tensor) -> None:
-        """Let a domain's centroid settle; the source's is fixed."""
+        white_S = self.reference.whitened(style_S).double().numpy()
+        self._gaussians.follow(*camera.take(white_S))
+        self._filter(camera, self._gaussians, white_S)
+        strangers_NS = self._strangers(camera, self._gaussians)
+        if strangers_NS is not None and self.config.max_domains > 1:
+            self._open(camera, self._gaussians, strangers_NS)
+        domain = int(camera.belief.argmax())
         if domain != SOURCE:
-            centroid = self._centroids[domain]
-            centroid.frames = min(centroid.frames + 1, 256)
-            centroid.mean = centroid.mean + (white_S - centroid.mean) / centroid.frames
-            centroid.last_seen = self._clock
+            self._last_seen[domain] = self._clock
+            # A young domain needs every frame. One that is known well waits until it is plain that
+            # they are no stranger's, or it would follow the stranger and never tell.
+            if self._gaussians.frames[domain] < len(camera.owners):
+                self._gaussians.follow(domain, white_S)
+            else:
+                camera.owners[-1] = domain
+        present = camera.recent[-min(camera.frames, _SHIFT_FRAMES) :].mean(axis=0)
+        shift = float(np.sqrt(np.square(present).mean()))
+        return Assignment(domain, shift, camera.switched(domain, self.config.patience))
 
-    def _open(self, present_S: Tensor) -> int:
+    def _filter(self, camera: _Camera, gaussians: _Gaussians, white_S: Array) -> None:
+        """One step of the forward algorithm."""
+        known, hazard = gaussians.known, self.config.hazard
+        prior = (1 - hazard) * camera.belief + hazard * known / known.sum()
+        evidence = self.config.trust * gaussians.likelihood(white_S)
+        belief = prior * np.exp(evidence - evidence.max())
+        total = belief.sum()
+        # Where the camera was sure of what is now impossible, nothing is left to go by.
+        camera.belief = belief / total if total > 0 else known / known.sum()
+
+    def _strangers(self, camera: _Camera, gaussians: _Gaussians) -> Array | None:
+        """The last frames (N, S), where they and as many before belong to no known domain."""
+        for length in self.config.stretches:
+            if camera.frames < 2 * length or camera.frames % max(1, length // 4):
+                continue
+            later, earlier = camera.recent[-length:], camera.recent[-2 * length : -length]
+            if not gaussians.fits(later) and not gaussians.fits(earlier):
+                return later
+        return None
+
+    def _open(self, camera: _Camera, gaussians: _Gaussians, stretch_NS: Array) -> None:
         """A new domain; when all ids are taken, the one unseen for longest gives its id up."""
-        free = [d for d in range(SOURCE + 1, self.config.max_domains) if d not in self._centroids]
+        free = set(range(SOURCE + 1, self.config.max_domains)) - self._last_seen.keys()
         if free:
-            domain = free[0]
+            domain = min(free)
         else:
-            domain = min(self._centroids, key=lambda d: self._centroids[d].last_seen)
-            for camera in self._cameras.values():
-                if camera.domain == domain:
-                    camera.domain = SOURCE
-        self._centroids[domain] = _Centroid(present_S, self.config.patience, self._clock)
+            domain = min(self._last_seen, key=self._last_seen.__getitem__)
+            for each in self._cameras.values():
+                each.leave(domain)
+        gaussians.open(domain, stretch_NS)
+        camera.belief[:] = 0
+        camera.belief[domain] = 1
+        camera.owners[-2 * len(stretch_NS) :] = SOURCE
+        camera.frames = len(stretch_NS)
         self._opened.append(domain)
-        return domain

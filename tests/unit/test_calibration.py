@@ -36,7 +36,7 @@ def tensors(calibration):
     return [
         calibration.energies.sorted_N,
         calibration.style.mean,
-        calibration.style.deviation,
+        calibration.style.whitening,
         calibration.drift.features_ND,
         calibration.drift.probabilities_NK,
         calibration.reference.moments.mean,

@@ -11,6 +11,7 @@ from agent.adapt.strategy import ZeroShot
 from agent.bench.peers import tpt, vdp
 from agent.bench.peers.crops import random_resized_crops
 from agent.bench.peers.logit_centering import LogitCentering
+from agent.bench.peers.single_prompt import SinglePrompt
 from agent.bench.peers.tda import TDA
 from agent.bench.peers.tfup import TFUP, TFUPConfig
 from agent.bench.peers.tpt import TPT
@@ -18,7 +19,7 @@ from agent.bench.peers.vdp import VDP, VDPConfig
 from agent.errors import ModelError
 from agent.testing import ARCHITECTURES, LABELS, pictures, tiny_encoder, tiny_zero_shot
 
-PEERS = (TPT, TDA, TFUP, VDP, LogitCentering)
+PEERS = (TPT, TDA, TFUP, VDP, LogitCentering, SinglePrompt)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -91,7 +92,22 @@ def test_a_peer_leaves_the_encoder_and_the_images_alone(encoder, method):
 
 
 def test_peers_have_names_of_their_own():
-    assert {peer.name for peer in PEERS} == {"tpt", "tda", "tfup", "vdp", "logit_centering"}
+    names = {"tpt", "tda", "tfup", "vdp", "logit_centering", "single_prompt"}
+    assert {peer.name for peer in PEERS} == names
+
+
+# -- single_prompt ----------------------------------------------------------------------------
+
+
+def test_a_single_prompt_is_the_cosine_with_a_photo_of_a_label(encoder):
+    pixels = pictures(3, seed=1)
+    zero_shot = tiny_zero_shot(encoder)
+    found = SinglePrompt(encoder, zero_shot).predict(pixels)
+    model, image = encoder._model, encoder.encode_image(pixels)
+    for k, label in enumerate(zero_shot.labels):
+        tokens = encoder._tokenizer([f"a photo of a {label}."])
+        text = F.normalize(model.encode_text(tokens)[0], dim=-1)
+        assert torch.allclose(found[:, k], zero_shot.scale * image @ text, atol=1e-4)
 
 
 # -- crops ------------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ import torch
 
 from agent.adapt.budget import Budget
 from agent.adapt.continual import Continual
-from agent.adapt.domains import Assignment, DomainConfig, DomainMemory, StyleReference, style
+from agent.adapt.domains import Assignment, DomainConfig, DomainMemory
 from agent.adapt.frozen import Frozen
 from agent.adapt.guard import Guard, GuardConfig
 from agent.adapt.strategy import Outcome
+from agent.adapt.style import StyleReference, style
 from agent.metrics import Metrics
 from agent.recognize import Clocks, Recognizer
 from agent.score.drift import DriftMonitor, DriftReference

@@ -11,6 +11,7 @@ from agent.bench.peers.logit_centering import LogitCentering
 from agent.bench.peers.rdumb import RDumb
 from agent.bench.peers.roid import ROID
 from agent.bench.peers.sar import SAR
+from agent.bench.peers.single_prompt import SinglePrompt
 from agent.bench.peers.tda import TDA
 from agent.bench.peers.tent import Tent
 from agent.bench.peers.tfup import TFUP
@@ -19,5 +20,8 @@ from agent.bench.peers.vdp import VDP
 
 PEERS: dict[str, Callable[..., Peer]] = {
     peer.name: peer
-    for peer in (BN, Tent, CoTTA, SAR, RDumb, ROID, TPT, TDA, TFUP, VDP, LogitCentering)
+    for peer in (
+        *(SinglePrompt, BN, LogitCentering, TDA, TFUP),
+        *(Tent, RDumb, ROID, SAR, TPT, VDP, CoTTA),
+    )
 }
