@@ -144,7 +144,8 @@ def recognizer(
         labels,
         strategy,
         domains=DomainMemory(
-            DomainConfig(max_domains=config.adapt.max_domains), normal.style if normal else None
+            DomainConfig(max_domains=config.adapt.max_domains),
+            normal.reference.style if normal else None,
         ),
         thresholds=Thresholds(config.ood.false_alarm_rate, normal.energies if normal else None),
         drift=DriftMonitor(config.drift.window, normal.drift if normal else None),

@@ -52,7 +52,6 @@ class Calibration:
     frames: int
     temperature: float
     energies: EnergyReference
-    style: StyleReference
     drift: DriftReference
     reference: Reference
 
@@ -60,8 +59,8 @@ class Calibration:
         """Write the file, whole or not at all."""
         tensors = {
             "energies": self.energies.sorted_N,
-            "style.mean": self.style.mean,
-            "style.whitening": self.style.whitening,
+            "style.mean": self.reference.style.mean,
+            "style.whitening": self.reference.style.whitening,
             "drift.features": self.drift.features_ND,
             "drift.probabilities": self.drift.probabilities_NK,
             "spectrum.energy": self.reference.spectrum.energy_OA,
@@ -109,9 +108,6 @@ class Calibration:
                 frames=int(header["frames"]),
                 temperature=float(header["temperature"]),
                 energies=EnergyReference(tensors["energies"]),
-                style=StyleReference(
-                    tensors["style.mean"], tensors["style.whitening"], int(header["frames"])
-                ),
                 drift=DriftReference(tensors["drift.features"], tensors["drift.probabilities"]),
                 reference=_reference(tensors, int(header["frames"])),
             )
@@ -144,13 +140,15 @@ def calibrate(
         )
     alignment = Alignment(encoder.visual)
     features, views, styles = [], [], []
-    reference: Reference | None = None
+    moments: Moments | None = None
+    spectrum: Spectrum | None = None
     for start in range(0, len(images), BATCH):
         pixels_BCHW = encoder.to_device(images[start : start + BATCH])
         with alignment.measured(align=False) as measured:
             features.append(encoder.encode_image(pixels_BCHW))
-        part = Reference(measured[0], Spectrum.of(pixels_BCHW))
-        reference = part if reference is None else reference.merged(part)
+        here, colours = measured[0].moments(), Spectrum.of(pixels_BCHW)
+        moments = here if moments is None else moments.merged(here)
+        spectrum = colours if spectrum is None else spectrum.merged(colours)
         views.append(encoder.encode_image(_other_view(pixels_BCHW)))
         styles.append(style(pixels_BCHW))
         progress(min(start + BATCH, len(images)), len(images))
@@ -158,16 +156,17 @@ def calibrate(
     temperature = fit_temperature(zero_shot.logits(features_ND), zero_shot.logits(views_ND))
     logits_NK = zero_shot.logits(features_ND) / temperature
     kept = features_ND[:MAX_FEATURES]
-    if reference is None:  # unreachable with MIN_FRAMES > 0; keeps the type honest
+    if (
+        moments is None or spectrum is None
+    ):  # unreachable with MIN_FRAMES > 0; keeps the type honest
         raise InvalidConfig(["calibration needs images"])
     return Calibration(
         subject=subject,
         frames=len(images),
         temperature=temperature,
         energies=EnergyReference.of(energy(logits_NK)),
-        style=StyleReference.of(torch.cat(styles).cpu()),
         drift=DriftReference(kept.cpu(), logits_NK[:MAX_FEATURES].softmax(-1).cpu()),
-        reference=reference,
+        reference=Reference(moments, spectrum, StyleReference.of(torch.cat(styles).cpu())),
     )
 
 
@@ -179,7 +178,8 @@ def _reference(tensors: dict[str, Tensor], frames: int) -> Reference:
         if name.startswith(prefix)
     }
     spectrum = Spectrum(tensors["spectrum.energy"], tensors["spectrum.level"], frames)
-    return Reference(Moments(**moments, count=frames), spectrum)
+    styles = StyleReference(tensors["style.mean"], tensors["style.whitening"], frames)
+    return Reference(Moments(**moments, count=frames), spectrum, styles)
 
 
 def fit_temperature(first_NK: Tensor, second_NK: Tensor) -> float:

@@ -18,6 +18,7 @@ from agent.adapt.alignment import Alignment
 from agent.adapt.reference import Reference
 from agent.adapt.restore import Spectrum
 from agent.adapt.strategy import ZeroShot
+from agent.adapt.style import StyleReference, style
 from agent.encode import Encoder, Preprocess
 from agent.types import FrameId, Record
 
@@ -79,7 +80,7 @@ def tiny_reference(encoder: Encoder, seed: int = 0) -> Reference:
     normal = pictures(64, seed)
     with Alignment(encoder.visual).measured(align=False) as measured:
         encoder.encode_image(normal)
-    return Reference(measured[0], Spectrum.of(normal))
+    return Reference(measured[0].moments(), Spectrum.of(normal), StyleReference.of(style(normal)))
 
 
 def tiny_zero_shot(encoder: Encoder) -> ZeroShot:

@@ -9,6 +9,8 @@ Sixteen frames do not know a domain's moments: much of what they differ by is wh
 them. How much is told by how the images differ among each other, so each layer's departure from the
 reference is shrunk by the share of it that chance explains (James and Stein 1961, "Estimation with
 quadratic loss", positive part, one factor a layer for the means and one for the log variances).
+What is left is not undone wholly but by two thirds, by which a layer's errors do not add up through
+the tower: what Schneider et al. get from a prior of 16 images beside a batch of 32.
 
 The reference is best measured on the operator's own normal frames (`calibrate`): what the same few
 scenes have in common then cancels. Without that BatchNorm has its running statistics to go by, and
@@ -30,6 +32,11 @@ from agent.errors import ModelError
 
 #: Keeps the division safe where a domain makes a channel constant.
 EPSILON = 1e-5
+#: How much of a departure is undone.
+STRENGTH = 2 / 3
+#: Maps larger than this are measured at every third place of every third row, which is plenty; odd,
+#: so as not to keep step with the blocks of JPEG.
+_LARGE, _STRIDE = 28, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,29 @@ class Moments:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """Mean and variance inside each image of a batch, per channel at every site: (B, channels)."""
+
+    mean_BC: Tensor
+    variance_BC: Tensor
+
+    def moments(self, rows_B: Tensor | None = None) -> Moments:
+        """The moments of these images, or of those where `rows_B` is true."""
+        mean_BC = self.mean_BC if rows_B is None else self.mean_BC[rows_B]
+        variance_BC = self.variance_BC if rows_B is None else self.variance_BC[rows_B]
+        mean_C = mean_BC.mean(dim=0)
+        square_BC = variance_BC + (mean_BC - mean_C).square()
+        correction = 1 if len(mean_BC) > 1 else 0  # of one image nothing is known
+        return Moments(
+            mean_C,
+            square_BC.mean(dim=0),
+            mean_BC.var(dim=0, correction=correction),
+            square_BC.var(dim=0, correction=correction),
+            count=len(mean_BC),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Affine:
     """A scale and a shift per channel at every site, concatenated."""
 
@@ -117,26 +147,25 @@ class _Site:
             return rows.view(*rows.shape, *(1,) * (like.dim() - 2))
         return rows.view(len(rows), *(1,) * (like.dim() - 2), rows.shape[1])
 
-    def fold(self, affine: Affine) -> tuple[Tensor | None, Tensor | None]:
+    def fold(self, scale_C: Tensor, shift_C: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Make scale and shift part of the layer; the numbers that they replace.
 
         BatchNorm gets them in front, as statistics: it then standardises `scale * x + shift`.
         LayerNorm gets them behind, in its own scale and shift.
         """
-        scale, shift = affine.scale[self.span], affine.shift[self.span]
         module = self.module
         if isinstance(module, _BatchNorm):
             mean, variance = _statistic(module.running_mean), _statistic(module.running_var)
             numbers = (module.running_mean, module.running_var)
-            module.running_mean = (mean - shift) / scale
-            folded = (variance + module.eps) / scale.square() - module.eps
+            module.running_mean = (mean - shift_C) / scale_C
+            folded = (variance + module.eps) / scale_C.square() - module.eps
             module.running_var = folded.clamp_min(0)  # it is tiny where the difference cancels
             return numbers
         before = (module.weight, module.bias)
-        own_scale = torch.ones_like(scale) if module.weight is None else module.weight
-        own_shift = torch.zeros_like(shift) if module.bias is None else module.bias
-        module.weight = _constant(own_scale * scale)
-        module.bias = _constant(own_shift * scale + shift)
+        own_scale = torch.ones_like(scale_C) if module.weight is None else module.weight
+        own_shift = torch.zeros_like(shift_C) if module.bias is None else module.bias
+        module.weight = _constant(own_scale * scale_C)
+        module.bias = _constant(own_shift * scale_C + shift_C)
         return before
 
     def unfold(self, numbers: tuple[Tensor | None, Tensor | None]) -> None:
@@ -146,22 +175,17 @@ class _Site:
         else:
             self.module.weight, self.module.bias = numbers  # type: ignore[assignment]
 
-    def moments(self, x: Tensor) -> Moments:
+    def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance inside each image, (B, C)."""
         channel = 1 if self.channels_second else x.dim() - 1
+        if self.channels_second and x.dim() == 4 and min(x.shape[2:]) > _LARGE:
+            x = x[:, :, ::_STRIDE, ::_STRIDE]
         inside = [axis for axis in range(1, x.dim()) if axis != channel]
         x = x.float()
-        mean_BC = x.mean(dim=inside) if inside else x
-        mean_C = mean_BC.mean(dim=0)
-        square_BC = (x - self.view(mean_C, x)).square()
-        square_BC = square_BC.mean(dim=inside) if inside else square_BC
-        spread = 1 if len(x) > 1 else 0  # of one image nothing is known
-        return Moments(
-            mean_C,
-            square_BC.mean(dim=0),
-            mean_BC.var(dim=0, correction=spread),
-            square_BC.var(dim=0, correction=spread),
-            count=len(x),
-        )
+        if not inside:
+            return x, torch.zeros_like(x)
+        mean_BC = x.mean(dim=inside)
+        return mean_BC, (x - self.view(mean_BC, x)).square().mean(dim=inside)
 
 
 class Alignment:
@@ -171,8 +195,14 @@ class Alignment:
     source model is always there.
     """
 
-    def __init__(self, visual: nn.Module, reference: Moments | None = None) -> None:
-        """`reference` is what the sites see of normal frames; see the module for what if not."""
+    def __init__(
+        self, visual: nn.Module, reference: Moments | None = None, *, strength: float = STRENGTH
+    ) -> None:
+        """`reference` is what the sites see of normal frames; see the module for what if not.
+
+        `strength` is the share of a departure that is undone, 0 to 1.
+        """
+        self._strength = strength
         self._sites: list[_Site] = []
         start = 0
         for module in visual.modules():
@@ -208,7 +238,7 @@ class Alignment:
     def affine(self, moments: Moments) -> Affine:
         """What maps a domain's moments onto the reference's, departures shrunk."""
         pairs = [
-            _site_affine(moments.part(site.span), self._reference.part(site.span))
+            self._site_affine(site, moments.part(site.span))
             if site.has_reference
             else (torch.ones_like(site_mean), torch.zeros_like(site_mean))
             for site in self._sites
@@ -230,7 +260,7 @@ class Alignment:
         before = []
         try:
             for site in self._sites:
-                before.append(site.fold(affine))
+                before.append(site.fold(affine.scale[site.span], affine.shift[site.span]))
             yield
         finally:
             for site, numbers in zip(self._sites, before, strict=False):
@@ -239,37 +269,53 @@ class Alignment:
     @contextmanager
     def measured(
         self, prior: Moments | None = None, *, align: bool = True
-    ) -> Iterator[list[Moments]]:
+    ) -> Iterator[list[Sample]]:
         """Within, one forward pass measures its batch; the result is appended to the list.
 
         Each layer is aligned by what was measured before it goes on (together with `prior`), so
-        that deeper layers are measured as they will be seen. With `align=False` it only looks.
+        that deeper layers are measured as they will be seen. With `align=False` it only looks,
+        which may be inside of `applied`.
         """
-        found = _empty(len(self._reference.mean), self._reference.mean.device)
+        seen: dict[int, tuple[Tensor, Tensor]] = {}
+        folded: list[tuple[_Site, tuple[Tensor | None, Tensor | None]]] = []
         count = 0
 
         def act(site: _Site, x: Tensor) -> Tensor:
             nonlocal count
             count = count or len(x)
-            if len(x) != count:
+            if len(x) != count:  # not images, as the queries of a pooling layer
                 return x
-            here = site.moments(x)
-            for name, whole in found.tensors().items():
-                whole[site.span] = here.tensors()[name].detach()
+            here = site.look(x)
+            seen[site.span.start] = here
             if not align or not site.has_reference:
                 return x
+            moments = Sample(*here).moments()
             if prior is not None:
-                here = prior.part(site.span).merged(here)
-            scale, shift = _site_affine(here, self._reference.part(site.span))
+                moments = prior.part(site.span).merged(moments)
+            scale_C, shift_C = self._site_affine(site, moments)
+            if site.is_batch_norm:
+                folded.append((site, site.fold(scale_C, shift_C)))
+                return x
             return torch.addcmul(
-                site.view(shift, x).to(x.dtype), x, site.view(scale, x).to(x.dtype)
+                site.view(shift_C, x).to(x.dtype), x, site.view(scale_C, x).to(x.dtype)
             )
 
-        result: list[Moments] = []
-        with self._acting(act):
-            yield result
-        fresh = Moments(**found.tensors(), count=count)
-        result.append(fresh if prior is None else prior.merged(fresh))
+        result: list[Sample] = []
+        try:
+            with self._acting(act):
+                yield result
+        finally:
+            for site, numbers in folded:
+                site.unfold(numbers)
+        missing = torch.zeros(count, len(self._reference.mean), device=self._reference.mean.device)
+        mean_BC, variance_BC = missing, missing + 1
+        for site in self._sites:
+            if site.span.start in seen:
+                mean_BC[:, site.span], variance_BC[:, site.span] = seen[site.span.start]
+        result.append(Sample(mean_BC, variance_BC))
+
+    def _site_affine(self, site: _Site, moments: Moments) -> tuple[Tensor, Tensor]:
+        return _site_affine(moments, self._reference.part(site.span), self._strength)
 
     @contextmanager
     def _acting(self, act: Callable[[_Site, Tensor], Tensor]) -> Iterator[None]:
@@ -292,19 +338,19 @@ class Alignment:
         return hook
 
 
-def _site_affine(table: Moments, reference: Moments) -> tuple[Tensor, Tensor]:
-    """Scale and shift of one site, with the departures shrunk."""
+def _site_affine(table: Moments, reference: Moments, strength: float) -> tuple[Tensor, Tensor]:
+    """Scale and shift of one site, with the departures shrunk and undone in part."""
     unit = reference.variance + EPSILON
     departure = (table.mean - reference.mean) / unit.sqrt()
     noise = _error(table.mean_spread / unit, table.count)
     noise = noise + _error(reference.mean_spread / unit, reference.count)
-    departure = _shrunk(departure, noise)
+    departure = strength * _shrunk(departure, noise)
     width = table.variance + EPSILON
     log_ratio = torch.log(width / unit)
     noise = _error(table.variance_spread / width.square(), table.count)
     noise = noise + _error(reference.variance_spread / unit.square(), reference.count)
-    log_ratio = _shrunk(log_ratio, noise)
-    scale = torch.exp(-0.5 * log_ratio)
+    ratio = torch.lerp(torch.ones_like(unit), _shrunk(log_ratio, noise).exp(), strength)
+    scale = ratio.rsqrt()
     return scale, reference.mean - (reference.mean + departure * unit.sqrt()) * scale
 
 

@@ -1,4 +1,4 @@
-"""What normal frames look like, to the tower and to the eye: where alignment leads back to."""
+"""What normal frames look like, to the tower and to the eye: where adaptation leads back to."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ import torch
 
 from agent.adapt.alignment import Moments
 from agent.adapt.restore import Spectrum
+from agent.adapt.style import StyleReference
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Measured by `calibrate`: what the normalisation layers see, and the pictures' spectrum."""
+    """Measured by `calibrate`: what the normalisation layers see, the spectrum, the style."""
 
     moments: Moments
     spectrum: Spectrum
+    style: StyleReference
 
     def to(self, device: torch.device) -> Reference:
         """The same on another device."""
-        return Reference(self.moments.to(device), self.spectrum.to(device))
-
-    def merged(self, other: Reference) -> Reference:
-        """The reference of both sets of images together."""
-        return Reference(self.moments.merged(other.moments), self.spectrum.merged(other.spectrum))
+        return Reference(self.moments.to(device), self.spectrum.to(device), self.style.to(device))

@@ -72,6 +72,10 @@ class StyleReference:
         root = root / (standard @ root).std(dim=0).clamp_min(0.5)
         return cls(mean.float(), (root / unit[:, None]).float(), len(styles_NS))
 
+    def to(self, device: torch.device) -> StyleReference:
+        """The same on another device."""
+        return StyleReference(self.mean.to(device), self.whitening.to(device), self.frames)
+
     def whitened(self, styles_BS: Tensor) -> Tensor:
         """Styles in units of chance, (B, S)."""
         return (styles_BS - self.mean) @ self.whitening

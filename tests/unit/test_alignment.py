@@ -4,9 +4,15 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, LayerNormAct2d
 from torch import nn
 
-from agent.adapt.alignment import Alignment, Moments
+from agent.adapt.alignment import Alignment as PartialAlignment
+from agent.adapt.alignment import Moments, Sample
 from agent.errors import ModelError
 from agent.testing import pictures, tiny_encoder, tiny_reference
+
+
+def Alignment(visual, reference=None):
+    """One that undoes departures wholly, which is easier to reason about."""
+    return PartialAlignment(visual, reference, strength=1.0)
 
 
 class Tower(nn.Module):
@@ -49,7 +55,8 @@ def per_channel(x):
 def measured(alignment, tower, x, prior=None, align=True):
     with alignment.measured(prior, align=align) as found:
         out = tower(x)
-    return found[0], out
+    moments = found[0].moments()
+    return moments if prior is None else prior.merged(moments), out
 
 
 def test_merged_moments_are_those_of_all_images_together():
@@ -152,6 +159,42 @@ def test_rows_that_are_not_images_are_left_alone():
         assert torch.equal(tower(queries), F.layer_norm(queries, (3,)))
 
 
+def test_departures_are_undone_in_part_as_by_a_prior_of_half_as_many_images():
+    """Schneider et al. 2020: the source's statistics count for 16 images beside 32."""
+    tower, x = Tower(batch_norm()), alike(shifted())
+    alignment = PartialAlignment(tower)
+    _, partly = measured(alignment, tower, x)
+    mean, variance = per_channel(x)
+    norm = tower.norm
+    mixed = F.batch_norm(
+        x,
+        norm.running_mean / 3 + mean * 2 / 3,
+        norm.running_var / 3 + variance * 2 / 3,
+        norm.weight,
+        norm.bias,
+    )
+    assert torch.allclose(partly, mixed, atol=1e-3)
+
+
+def test_a_sample_may_leave_images_out():
+    x = shifted(12)
+    sample = Sample(x.mean(dim=(2, 3)), x.var(dim=(2, 3), correction=0))
+    rows = torch.arange(12) % 3 == 0
+    moments = sample.moments(rows)
+    assert moments.count == 4
+    for ours, direct in zip((moments.mean, moments.variance), per_channel(x[rows]), strict=True):
+        assert torch.allclose(ours, direct, atol=1e-5)
+
+
+def test_large_maps_are_measured_in_places():
+    tower = Tower(batch_norm())
+    x = torch.randn(4, 3, 60, 60, generator=torch.Generator().manual_seed(0))
+    moments, _ = measured(Alignment(tower), tower, x, align=False)
+    mean, variance = per_channel(x[:, :, ::3, ::3])
+    assert torch.allclose(moments.mean, mean, atol=1e-5)
+    assert torch.allclose(moments.variance, variance, atol=1e-4)
+
+
 def test_chance_is_not_taken_for_a_domain():
     """James and Stein, positive part: departures of as much energy as their error are nothing."""
     alignment = Alignment(
@@ -219,7 +262,7 @@ def test_layers_are_put_back_when_one_cannot_be_folded(monkeypatch):
     tower = nn.Sequential(nn.LayerNorm(3), nn.LayerNorm(3))
     alignment = Alignment(tower, exactly(torch.ones(6), torch.ones(6), 9))
     affine = alignment.affine(exactly(torch.zeros(6), torch.ones(6), 9))
-    monkeypatch.setattr(alignment._sites[1], "fold", lambda _: 1 / 0)
+    monkeypatch.setattr(alignment._sites[1], "fold", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError), alignment.applied(affine):
         pass
     assert torch.equal(tower[0].bias, torch.zeros(3))

@@ -35,8 +35,8 @@ def saved(calibration, tmp_path):
 def tensors(calibration):
     return [
         calibration.energies.sorted_N,
-        calibration.style.mean,
-        calibration.style.whitening,
+        calibration.reference.style.mean,
+        calibration.reference.style.whitening,
         calibration.drift.features_ND,
         calibration.drift.probabilities_NK,
         calibration.reference.moments.mean,

@@ -1,0 +1,323 @@
+"""What is done to a domain's frames before they are answered: repair and alignment.
+
+Pictures are repaired (`restore`) and the tower is aligned to the result (`alignment`). Which repair
+is worth a trial is told by how normal the repaired pictures look; whether anything is done at all,
+by what makes the answers most informative on the domain's own frames. The tower is measured while
+it answers, so that learning what a domain looks like costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from agent.adapt.alignment import STRENGTH, Affine, Alignment, Moments, Sample
+from agent.adapt.information import Advantage, information
+from agent.adapt.reference import Reference
+from agent.adapt.restore import Restoration, Spectrum, equalise, median3
+from agent.adapt.strategy import Observation, Outcome, ZeroShot
+from agent.adapt.style import style
+from agent.encode import Encoder
+
+#: In the order in which snapshots number them; 0 is nothing.
+_RESTORATIONS = tuple(Restoration)
+_Measured = TypeVar("_Measured", Moments, Spectrum)
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectionConfig:
+    """How domains are corrected.
+
+    Attributes:
+        strength: share of a departure of the tower's statistics that is undone.
+        gallery: frames on which corrections are judged at a time.
+        novelty: a frame counts as another if its cosine to each recent one is below this.
+        recent: frames that a new one is compared with.
+        margin: the advantage that a correction must have to be used, so that chance does not
+            decide.
+        settled: images after which the tower is no longer measured with every batch, and older
+            statistics fade as new ones come.
+        together: frames in a batch that are aligned by what they have in common with the rest of
+            the domain; fewer are aligned by the domain's statistics alone.
+    """
+
+    strength: float = STRENGTH
+    gallery: int = 16
+    novelty: float = 0.99
+    recent: int = 32
+    margin: float = 0.02
+    settled: int = 256
+    together: int = 8
+
+
+class DomainCorrection:
+    """What is known of one domain and done about it; `chosen` is None for nothing."""
+
+    def __init__(self, recent: int) -> None:
+        self.chosen: Restoration | None = None
+        self.rounds = 0  # galleries judged
+        self.offered = 0  # frames that a gallery might have taken
+        self.recent: deque[Tensor] = deque(maxlen=recent)  # features
+        self.gallery: list[tuple[Tensor, Tensor]] = []  # (pixels as uint8, feature)
+        self.spectra: dict[bool, Spectrum] = {}  # of the pictures: as they come, and filtered
+        self.moments: dict[Restoration, Moments] = {}
+        self.advantages: dict[Restoration, Advantage] = {}
+        self.affine: Affine | None = None  # of the chosen one's moments; None if they have changed
+        self.sample: Sample | None = None  # of the batch that is being answered
+
+    @property
+    def encoding(self) -> int:
+        """Number of what is done; nothing has 0."""
+        return 0 if self.chosen is None else 1 + _RESTORATIONS.index(self.chosen)
+
+    def withdraw(self) -> None:
+        """Do nothing from now on."""
+        self.chosen = self.affine = self.sample = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything but the gallery, as tensors by name."""
+        own = {"counters": torch.tensor([self.encoding, self.rounds, self.offered])}
+        if self.recent:
+            own["recent"] = torch.stack(list(self.recent))
+        for filtered, spectrum in self.spectra.items():
+            place = f"spectrum.{int(filtered)}"
+            own[f"{place}.energy"] = spectrum.energy_OA.clone()
+            own[f"{place}.level"] = spectrum.level_A.clone()
+            own[f"{place}.count"] = torch.tensor(spectrum.count)
+        for how, moments in self.moments.items():
+            place = f"moments.{_RESTORATIONS.index(how)}"
+            own |= {f"{place}.{name}": tensor.clone() for name, tensor in moments.tensors().items()}
+            own[f"{place}.count"] = torch.tensor(moments.count)
+        for how, advantage in self.advantages.items():
+            own[f"advantage.{_RESTORATIONS.index(how)}"] = advantage.state()
+        return own
+
+    def load(self, own: dict[str, Tensor]) -> None:
+        """Take over what `state` returned.
+
+        Raises:
+            KeyError: a part is missing.
+        """
+        chosen, self.rounds, self.offered = own["counters"].tolist()
+        self.chosen = _RESTORATIONS[chosen - 1] if chosen else None
+        self.recent.extend(own.get("recent", ()))
+        for filtered in (False, True):
+            place = f"spectrum.{int(filtered)}"
+            if f"{place}.count" in own:
+                self.spectra[filtered] = Spectrum(
+                    own[f"{place}.energy"], own[f"{place}.level"], int(own[f"{place}.count"])
+                )
+        for index, how in enumerate(_RESTORATIONS):
+            if f"advantage.{index}" in own:
+                self.advantages[how] = Advantage(*own[f"advantage.{index}"].tolist())
+            place = f"moments.{index}"
+            if f"{place}.count" in own:
+                self.moments[how] = Moments(
+                    own[f"{place}.mean"],
+                    own[f"{place}.variance"],
+                    own[f"{place}.mean_spread"],
+                    own[f"{place}.variance_spread"],
+                    int(own[f"{place}.count"]),
+                )
+        if self.chosen is not None:
+            if self.chosen not in self.moments:
+                raise KeyError("the moments of the domain's correction")
+            if self.chosen.equalises and self.chosen.filters not in self.spectra:
+                raise KeyError("the spectrum of the domain's correction")
+
+
+class Corrector:
+    """Corrects domains, and learns how from their frames."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        zero_shot: ZeroShot,
+        reference: Reference | None,
+        config: CorrectionConfig,
+    ) -> None:
+        """Without a `reference` nothing is corrected.
+
+        The checkpoint's own statistics will not do: a camera that sees few kinds of things is far
+        from them on a clear day, and answers that alignment spreads over all labels pass for
+        informative. On eight scenes in fog it cost 42 points where a calibration won 19.
+        """
+        self._encoder = encoder
+        self._zero_shot = zero_shot
+        self._config = config
+        self._reference = None if reference is None else reference.to(encoder.device)
+        self._alignment = Alignment(
+            encoder.visual, reference.moments if reference else None, strength=config.strength
+        )
+
+    def domain(self) -> DomainCorrection:
+        """Of a domain that nothing is known of yet."""
+        return DomainCorrection(self._config.recent)
+
+    # -- the hot path ---------------------------------------------------------------------------
+
+    def encode(self, state: DomainCorrection, pixels_BCHW: Tensor) -> Tensor:
+        """Features (B, D) under the domain's correction; a young one is measured on the way."""
+        state.sample = None
+        if state.chosen is None:
+            return self._encoder.encode_image(pixels_BCHW)
+        restored = self._restored(state, state.chosen, pixels_BCHW)
+        moments = state.moments[state.chosen]
+        if moments.count >= self._config.settled:
+            with self._alignment.applied(self._affine(state, moments)):
+                features_BD = self._encoder.encode_image(restored)
+        elif len(restored) >= self._config.together:
+            with self._alignment.measured(moments) as sample:
+                features_BD = self._encoder.encode_image(restored)
+            state.sample = sample[0]
+        else:
+            affine = self._affine(state, moments)
+            with self._alignment.applied(affine), self._alignment.measured(align=False) as sample:
+                features_BD = self._encoder.encode_image(restored)
+            state.sample = sample[0]
+        if bool(torch.isfinite(features_BD).all()):
+            return features_BD
+        # Frames without features teach nothing, so that the domain would stay broken.
+        state.withdraw()
+        return self._encoder.encode_image(pixels_BCHW)
+
+    def _affine(self, state: DomainCorrection, moments: Moments) -> Affine:
+        if state.affine is None:
+            state.affine = self._alignment.affine(moments)
+        return state.affine
+
+    def _restored(self, state: DomainCorrection, how: Restoration, pixels_BCHW: Tensor) -> Tensor:
+        if how.filters:
+            pixels_BCHW = median3(pixels_BCHW)
+        if how.equalises and self._reference is not None:
+            spectrum = state.spectra[how.filters]
+            pixels_BCHW = equalise(pixels_BCHW, spectrum, self._reference.spectrum)
+        return pixels_BCHW
+
+    def remember(self, state: DomainCorrection, seen: Observation, rows: list[int]) -> bool:
+        """Learn from the domain's `rows` that were admitted and are new; whether it now differs."""
+        if self._reference is None:
+            return False
+        novel = [self._is_novel(state, seen, row) for row in rows]
+        for row in (row for row, new in zip(rows, novel, strict=True) if new):
+            if self._wants(state):
+                pixels = (seen.pixels_BCHW[row] * 255).round().to(torch.uint8)
+                state.gallery.append((pixels, seen.features_BD[row]))
+        sample, state.sample = state.sample, None
+        if state.chosen is None or sample is None or not any(novel):
+            return False
+        moments = sample.moments(torch.tensor(novel, device=seen.features_BD.device))
+        if not _is_finite(moments):
+            return False
+        state.moments[state.chosen] = self._aged(state.moments[state.chosen]).merged(moments)
+        state.affine = None
+        return True
+
+    def _is_novel(self, state: DomainCorrection, seen: Observation, row: int) -> bool:
+        feature_D = seen.features_BD[row]
+        if not bool(seen.admitted_B[row]) or not bool(torch.isfinite(feature_D).all()):
+            return False
+        if state.recent:
+            closest = float((torch.stack(list(state.recent)) @ feature_D).max())
+            if closest >= self._config.novelty:
+                return False
+        state.recent.append(feature_D)
+        return True
+
+    def _wants(self, state: DomainCorrection) -> bool:
+        """Whether the gallery looks at this frame; the more were judged, the fewer are needed."""
+        if len(state.gallery) >= self._config.gallery:
+            return False
+        state.offered += 1
+        # Two at once, the second to make sure; then rarely.
+        every: int = 4 ** min(max(0, state.rounds - 1), 3)
+        return state.offered % every == 0
+
+    # -- off the hot path -----------------------------------------------------------------------
+
+    def is_due(self, state: DomainCorrection) -> bool:
+        """Whether there is a gallery to judge."""
+        return len(state.gallery) >= self._config.gallery
+
+    @torch.no_grad()
+    def judge(self, state: DomainCorrection) -> Outcome:
+        """Compare corrections on the gallery, and choose.
+
+        The first gallery tries alignment alone, and together with the repair that makes pictures
+        look most normal. Later ones try the best that is not in use, and doing nothing.
+        """
+        pixels = torch.stack([pixels for pixels, _ in state.gallery]).float().div_(255)
+        served = torch.stack([feature for _, feature in state.gallery])
+        state.gallery.clear()
+        for filtered in (False, True):
+            here = Spectrum.of(median3(pixels) if filtered else pixels)
+            if not bool(torch.isfinite(here.energy_OA).all()):
+                return Outcome.NON_FINITE
+            known = state.spectra.get(filtered)
+            state.spectra[filtered] = here if known is None else self._aged(known).merged(here)
+
+        said = {state.chosen: self._information(served)}
+        if state.chosen is not None:
+            said[None] = self._information(self._encoder.encode_image(pixels))
+        for how in self._trials(state, pixels):
+            prior = state.moments.get(how)
+            prior = None if prior is None else self._aged(prior)
+            with self._alignment.measured(prior) as sample:
+                features_BD = self._encoder.encode_image(self._restored(state, how, pixels))
+            moments = sample[0].moments()
+            if not _is_finite(moments):
+                return Outcome.NON_FINITE
+            state.moments[how] = moments if prior is None else prior.merged(moments)
+            said[how] = self._information(features_BD)
+        for tried, nats in said.items():
+            if tried is not None:
+                state.advantages.setdefault(tried, Advantage()).add(nats, said[None])
+        state.rounds += 1
+        self._choose(state)
+        return Outcome.DECLINED if state.chosen is None else Outcome.ALIGNED
+
+    def _trials(self, state: DomainCorrection, pixels: Tensor) -> list[Restoration]:
+        """What is not in use and worth a look."""
+        if state.rounds:
+            idle = [how for how in state.advantages if how is not state.chosen]
+            return sorted(idle, key=lambda how: state.advantages[how].mean)[-1:]
+        strangeness = {how: self._strangeness(state, how, pixels) for how in Restoration}
+        return list(
+            dict.fromkeys([Restoration.NONE, min(Restoration, key=strangeness.__getitem__)])
+        )
+
+    def _strangeness(self, state: DomainCorrection, how: Restoration, pixels: Tensor) -> float:
+        """How far the repaired pictures' mean style is from normal."""
+        if self._reference is None:
+            return math.inf
+        restored = self._restored(state, how, pixels)
+        return float(self._reference.style.whitened(style(restored)).mean(dim=0).norm())
+
+    def _choose(self, state: DomainCorrection) -> None:
+        """Use the correction with the greatest advantage, if it is one."""
+        best = max(state.advantages, key=lambda how: state.advantages[how].mean)
+        if state.advantages[best].mean <= self._config.margin:
+            state.withdraw()
+            return
+        state.chosen, state.affine = best, None
+        # It may have changed since it settled: each round has another look at it.
+        unsettled = max(1, self._config.settled - 2 * self._config.gallery)
+        moments = state.moments[best]
+        state.moments[best] = replace(moments, count=min(moments.count, unsettled))
+
+    def _aged(self, measured: _Measured) -> _Measured:
+        return replace(measured, count=min(measured.count, self._config.settled))
+
+    def _information(self, features_BD: Tensor) -> float:
+        """In nats; features that are not finite say nothing."""
+        nats = information(self._zero_shot.logits(features_BD).softmax(dim=-1))
+        return nats if math.isfinite(nats) else 0.0
+
+
+def _is_finite(moments: Moments) -> bool:
+    return all(bool(torch.isfinite(each).all()) for each in moments.tensors().values())

@@ -1,0 +1,205 @@
+"""Repair and alignment of a domain, as `continual` uses them."""
+
+import pytest
+import torch
+
+from agent.adapt.alignment import Moments
+from agent.adapt.continual import Continual, ContinualConfig
+from agent.adapt.correction import CorrectionConfig
+from agent.adapt.information import Advantage
+from agent.adapt.restore import Restoration
+from agent.adapt.strategy import Observation, Outcome
+from agent.testing import ARCHITECTURES, pictures, tiny_encoder, tiny_reference, tiny_zero_shot
+
+DIM = 0.8
+NONE, EQUALISED = Restoration.NONE, Restoration.EQUALISED
+
+
+def build(architecture="batch_norm", **config):
+    encoder = tiny_encoder(architecture)
+    return Continual(
+        encoder,
+        tiny_zero_shot(encoder),
+        reference=tiny_reference(encoder),
+        config=ContinualConfig(correction=CorrectionConfig(**config)),
+    )
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def strategy(request):
+    return build(request.param)
+
+
+def show(strategy, x, domain=1, admitted=True):
+    domains = [domain] * len(x)
+    features = strategy.encode(x, domains)
+    logits = strategy._zero_shot.logits(features)
+    passed = torch.full((len(x),), admitted)
+    strategy.step(Observation(x, features, logits, domains, passed))
+    return features
+
+
+def correction_of(strategy, domain=1):
+    return strategy._domains[domain].correction
+
+
+def learn(strategy, rounds=2, first=0):
+    """Show pictures until so many galleries were judged."""
+    for seed in range(first, first + 40):
+        show(strategy, pictures(16, seed) * DIM)
+        rounds -= strategy.learn() in (Outcome.ALIGNED, Outcome.DECLINED)
+        if not rounds:
+            return correction_of(strategy)
+    raise AssertionError("no gallery was judged")
+
+
+def corrected(strategy, how=Restoration.MEDIAN_EQUALISED):
+    """Force a correction, whatever the judge thinks of it."""
+    state = learn(strategy)
+    state.moments.setdefault(how, next(iter(state.moments.values())))
+    state.chosen, state.affine = how, None
+    return state
+
+
+@pytest.mark.parametrize("normal", Restoration)
+def test_the_first_gallery_tries_alignment_and_the_most_normal_repair(
+    strategy, normal, monkeypatch
+):
+    strangeness = lambda state, how, pixels: float(how is not normal)  # noqa: E731
+    monkeypatch.setattr(strategy._corrector, "_strangeness", strangeness)
+    assert set(learn(strategy, 1).advantages) == {NONE, normal}
+
+
+def test_darkness_is_repaired_by_what_gives_light_back():
+    state = learn(build(), 1)
+    strangeness = {
+        how: build()._corrector._strangeness(state, how, pictures(16, 9) * 0.3)
+        for how in (NONE, EQUALISED)
+    }
+    assert strangeness[EQUALISED] < strangeness[NONE]
+
+
+def test_a_correction_is_used_while_it_has_an_advantage_beyond_the_margin(strategy):
+    state = learn(strategy)
+    choose = strategy._corrector._choose
+    state.advantages = {NONE: Advantage(0.03, 1.0), EQUALISED: Advantage(0.5, 1.0)}
+    state.moments.setdefault(EQUALISED, state.moments[NONE])
+    choose(state)
+    assert (state.chosen, state.encoding) == (EQUALISED, 2)
+    state.advantages = {NONE: Advantage(0.03, 1.0), EQUALISED: Advantage(-0.5, 1.0)}
+    choose(state)
+    assert state.chosen is NONE
+    state.advantages[NONE] = Advantage(0.01, 1.0)
+    choose(state)
+    assert (state.chosen, state.encoding) == (None, 0)
+
+
+def test_a_correction_brings_features_back(strategy):
+    x = pictures(16, 99)
+    plain = show(strategy, x, domain=0)
+    corrected(strategy, EQUALISED)
+    before = torch.cosine_similarity(strategy._encoder.encode_image(x * DIM), plain).mean()
+    after = torch.cosine_similarity(strategy.encode(x * DIM, [1] * 16), plain).mean()
+    assert after > before
+
+
+def test_each_frame_of_a_batch_gets_its_own_domains_correction(strategy):
+    corrected(strategy)
+    x = pictures(6, 3) * DIM
+    mixed = strategy.encode(x, [0, 1, 5, 1, 0, 1])
+    for row, domain in enumerate([0, 1, 5, 1, 0, 1]):
+        alone = strategy.encode(x[row : row + 1], [domain])[0]
+        assert torch.allclose(mixed[row], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("frames", [16, 2])
+def test_answering_measures_a_young_domain(strategy, frames):
+    state = corrected(strategy, NONE)
+    before = state.moments[NONE]
+    show(strategy, pictures(frames, 77) * DIM)
+    after = state.moments[NONE]
+    assert after.count == before.count + frames
+    assert not torch.equal(after.mean, before.mean)
+    version = strategy.version(1)
+    show(strategy, pictures(frames, 78) * DIM)
+    assert strategy.version(1) == version + 1
+
+
+def test_a_settled_domain_is_no_longer_measured():
+    strategy = build(settled=64)
+    state = corrected(strategy, NONE)
+    for seed in range(70, 74):
+        show(strategy, pictures(16, seed) * DIM)
+    settled = state.moments[NONE]
+    show(strategy, pictures(16, 72) * DIM)
+    assert state.moments[NONE] is settled
+
+
+@pytest.mark.parametrize("admitted", [True, False])
+def test_only_new_frames_that_were_admitted_are_learned_from(admitted):
+    strategy = build()
+    state = corrected(strategy, NONE)
+    known = state.moments[NONE]
+    x = pictures(16, 70) * DIM
+    show(strategy, x, admitted=admitted)
+    assert (state.moments[NONE].count > known.count) == admitted
+    known = state.moments[NONE]
+    show(strategy, x[-1:].expand(16, -1, -1, -1), admitted=admitted)  # a camera at rest
+    assert state.moments[NONE].count <= known.count + 1
+
+
+def test_frames_of_a_batch_are_aligned_by_what_they_share_with_the_domain():
+    strategy = build()
+    state = corrected(strategy, NONE)
+    x = pictures(16, 70) * DIM
+    alignment = strategy._corrector._alignment
+    with alignment.measured(state.moments[NONE]):
+        expected = strategy._encoder.encode_image(x)
+    assert torch.equal(strategy.encode(x, [1] * 16), expected)
+    with alignment.applied(alignment.affine(state.moments[NONE])):
+        expected = strategy._encoder.encode_image(x[:4])
+    assert torch.equal(strategy.encode(x[:4], [1] * 4), expected)
+
+
+def test_a_correction_survives_a_snapshot(strategy):
+    state = corrected(strategy)
+    x = pictures(4, 3) * DIM
+    before = strategy.encode(x, [1] * 4)
+    kept = strategy.state_dict()
+    strategy.reset()
+    strategy.load_state_dict(kept)
+    assert correction_of(strategy).chosen == state.chosen
+    assert torch.equal(strategy.encode(x, [1] * 4), before)
+
+
+@pytest.mark.parametrize("lost", ["spectrum.1.count", "moments.3.count", "counters"])
+def test_a_snapshot_that_lacks_a_part_is_refused(strategy, lost):
+    corrected(strategy)
+    kept = strategy.state_dict()
+    del kept[f"1/correction.{lost}"]
+    with pytest.raises((KeyError, RuntimeError)):
+        strategy.load_state_dict(kept)
+
+
+def test_a_correction_that_breaks_features_is_withdrawn(strategy):
+    state = corrected(strategy, NONE)
+    broken = {name: t * float("nan") for name, t in state.moments[NONE].tensors().items()}
+    state.moments[NONE] = Moments(**broken, count=16)
+    x = pictures(4, 3)
+    assert torch.equal(strategy.encode(x, [1] * 4), strategy.encode(x, [0] * 4))
+    assert state.chosen is None
+
+
+def test_without_a_reference_nothing_is_corrected():
+    encoder = tiny_encoder()
+    strategy = Continual(encoder, tiny_zero_shot(encoder))
+    for seed in range(8):
+        show(strategy, pictures(16, seed) * DIM)
+        strategy.learn()
+    assert strategy.encoding(1) == 0
+
+
+def test_a_reference_follows_the_model_to_its_device():
+    elsewhere = tiny_reference(tiny_encoder()).to(torch.device("meta"))
+    moved = [*elsewhere.moments.tensors().values(), elsewhere.spectrum.energy_OA]
+    assert {tensor.device.type for tensor in [*moved, elsewhere.style.mean]} == {"meta"}
