@@ -34,9 +34,9 @@ from agent.errors import ModelError
 EPSILON = 1e-5
 #: How much of a departure is undone.
 STRENGTH = 2 / 3
-#: Maps larger than this are measured at every third place of every third row, which is plenty; odd,
-#: so as not to keep step with the blocks of JPEG.
-_LARGE, _STRIDE = 28, 3
+#: So many images of a batch are measured, and so many places of a row of a large map: all of them
+#: would take longer than the forward pass itself and tell no more.
+_IMAGES, _PLACES = 16, 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +98,19 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Mean and variance inside each image of a batch, per channel at every site: (B, channels)."""
+    """Mean and variance inside images of a batch, per channel at every site: (N, channels).
 
-    mean_BC: Tensor
-    variance_BC: Tensor
+    They are of every n-th image, n being `every`.
+    """
+
+    mean_NC: Tensor
+    variance_NC: Tensor
+    every: int = 1
 
     def moments(self, rows_B: Tensor | None = None) -> Moments:
-        """The moments of these images, or of those where `rows_B` is true."""
-        mean_BC = self.mean_BC if rows_B is None else self.mean_BC[rows_B]
-        variance_BC = self.variance_BC if rows_B is None else self.variance_BC[rows_B]
+        """The moments of these images, or of those where `rows_B` is true for the batch."""
+        rows = slice(None) if rows_B is None else rows_B[:: self.every]
+        mean_BC, variance_BC = self.mean_NC[rows], self.variance_NC[rows]
         mean_C = mean_BC.mean(dim=0)
         square_BC = variance_BC + (mean_BC - mean_C).square()
         correction = 1 if len(mean_BC) > 1 else 0  # of one image nothing is known
@@ -177,15 +181,17 @@ class _Site:
 
     def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance inside each image, (B, C)."""
-        channel = 1 if self.channels_second else x.dim() - 1
-        if self.channels_second and x.dim() == 4 and min(x.shape[2:]) > _LARGE:
-            x = x[:, :, ::_STRIDE, ::_STRIDE]
-        inside = [axis for axis in range(1, x.dim()) if axis != channel]
-        x = x.float()
-        if not inside:
-            return x, torch.zeros_like(x)
-        mean_BC = x.mean(dim=inside)
-        return mean_BC, (x - self.view(mean_BC, x)).square().mean(dim=inside)
+        if self.channels_second:
+            if x.dim() == 4:
+                # An odd step, so as not to keep pace with the blocks of JPEG.
+                step = -(-min(x.shape[2:]) // _PLACES) // 2 * 2 + 1
+                x = x[:, :, ::step, ::step]
+            x = x.movedim(1, -1)
+        x_BPC = x.reshape(len(x), -1, x.shape[-1]).float()
+        mean_BC = x_BPC.mean(dim=1)
+        # The difference of large numbers may be a little below zero.
+        variance_BC = (x_BPC.square().mean(dim=1) - mean_BC.square()).clamp_min(0)
+        return mean_BC, variance_BC
 
 
 class Alignment:
@@ -285,7 +291,7 @@ class Alignment:
             count = count or len(x)
             if len(x) != count:  # not images, as the queries of a pooling layer
                 return x
-            here = site.look(x)
+            here = site.look(x[:: _every(count)])
             seen[site.span.start] = here
             if not align or not site.has_reference:
                 return x
@@ -307,12 +313,14 @@ class Alignment:
         finally:
             for site, numbers in folded:
                 site.unfold(numbers)
-        missing = torch.zeros(count, len(self._reference.mean), device=self._reference.mean.device)
-        mean_BC, variance_BC = missing, missing + 1
+        every = _every(count)
+        shape = (-(-count // every), len(self._reference.mean))
+        mean_NC = torch.zeros(shape, device=self._reference.mean.device)
+        variance_NC = torch.ones_like(mean_NC)
         for site in self._sites:
             if site.span.start in seen:
-                mean_BC[:, site.span], variance_BC[:, site.span] = seen[site.span.start]
-        result.append(Sample(mean_BC, variance_BC))
+                mean_NC[:, site.span], variance_NC[:, site.span] = seen[site.span.start]
+        result.append(Sample(mean_NC, variance_NC, every))
 
     def _site_affine(self, site: _Site, moments: Moments) -> tuple[Tensor, Tensor]:
         return _site_affine(moments, self._reference.part(site.span), self._strength)
@@ -352,6 +360,11 @@ def _site_affine(table: Moments, reference: Moments, strength: float) -> tuple[T
     ratio = torch.lerp(torch.ones_like(unit), _shrunk(log_ratio, noise).exp(), strength)
     scale = ratio.rsqrt()
     return scale, reference.mean - (reference.mean + departure * unit.sqrt()) * scale
+
+
+def _every(images: int) -> int:
+    """Which images of so many are measured: every n-th."""
+    return max(1, -(-images // _IMAGES))
 
 
 def _error(spread: Tensor, count: int) -> Tensor:

@@ -51,7 +51,7 @@ class CorrectionConfig:
     novelty: float = 0.99
     recent: int = 32
     margin: float = 0.02
-    settled: int = 256
+    settled: int = 128
     together: int = 8
 
 

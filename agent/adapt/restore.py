@@ -111,9 +111,11 @@ def equalise(pixels_BCHW: Tensor, present: Spectrum, normal: Spectrum) -> Tensor
 def median3(pixels_BCHW: Tensor) -> Tensor:
     """Each value replaced by the median of the 3 × 3 around it, channel by channel.
 
-    By the exchange network of 19 comparisons (J. Devillard 1998, "Fast median search").
+    By the exchange network of 19 comparisons (J. Devillard 1998, "Fast median search"), on eight
+    bits, of which frames have no more, and which takes half the time.
     """
-    padded = F.pad(pixels_BCHW, (1, 1, 1, 1), mode="reflect")
+    levels = (pixels_BCHW * 255).round_().to(torch.uint8)
+    padded = F.pad(levels, (1, 1, 1, 1), mode="reflect")
     height, width = pixels_BCHW.shape[-2:]
     nine = [padded[..., i : i + height, j : j + width] for i in range(3) for j in range(3)]
     for low, high in _EXCHANGES:
@@ -121,7 +123,7 @@ def median3(pixels_BCHW: Tensor) -> Tensor:
             torch.minimum(nine[low], nine[high]),
             torch.maximum(nine[low], nine[high]),
         )
-    return nine[4]
+    return nine[4].to(pixels_BCHW.dtype).div_(255)
 
 
 _EXCHANGES = (

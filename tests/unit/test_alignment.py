@@ -90,6 +90,7 @@ def test_an_aligned_batch_norm_normalises_with_the_batchs_own_statistics():
 
 def test_a_whole_tower_aligned_to_a_batch_is_the_tower_in_training_mode(monkeypatch):
     monkeypatch.setattr("agent.adapt.alignment._error", lambda spread, _: torch.zeros_like(spread))
+    monkeypatch.setattr("agent.adapt.alignment._PLACES", 1000)
     encoder, x = tiny_encoder("batch_norm"), pictures(16, 1) * 0.5
     _, aligned = measured(Alignment(encoder.visual), encoder.encode_image, x)
     for module in encoder.visual.modules():
@@ -190,9 +191,22 @@ def test_large_maps_are_measured_in_places():
     tower = Tower(batch_norm())
     x = torch.randn(4, 3, 60, 60, generator=torch.Generator().manual_seed(0))
     moments, _ = measured(Alignment(tower), tower, x, align=False)
-    mean, variance = per_channel(x[:, :, ::3, ::3])
+    mean, variance = per_channel(x[:, :, ::5, ::5])
     assert torch.allclose(moments.mean, mean, atol=1e-5)
     assert torch.allclose(moments.variance, variance, atol=1e-4)
+
+
+def test_of_a_large_batch_every_other_image_is_measured():
+    tower, x = Tower(batch_norm()), shifted(32)
+    alignment = Alignment(tower)
+    with alignment.measured(align=False) as found:
+        tower(x)
+    assert found[0].moments().count == 16
+    odd = torch.arange(32) % 2 == 1  # which were not
+    odd[:4] = True
+    moments = found[0].moments(odd)
+    assert moments.count == 2
+    assert torch.allclose(moments.mean, x[:4:2].mean(dim=(0, 2, 3)), atol=1e-5)
 
 
 def test_chance_is_not_taken_for_a_domain():
