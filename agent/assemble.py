@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent import encode
 from agent.adapt.budget import Budget
 from agent.adapt.build import STRATEGIES
+from agent.adapt.continual import ContinualConfig
 from agent.adapt.domains import DomainConfig, DomainMemory
 from agent.adapt.guard import Guard, GuardConfig
 from agent.adapt.strategy import ZeroShot
@@ -128,28 +129,39 @@ def _calibration(config: Config, encoder: Encoder) -> Calibration | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What no operator sets: one set of hyperparameters for every stream and label set."""
+
+    continual: ContinualConfig = field(default_factory=ContinualConfig)
+    domains: DomainConfig = field(default_factory=DomainConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+
+
 def recognizer(
     config: Config,
     encoder: Encoder,
     labels: ZeroShot,
     normal: Calibration | None,
     metrics: Metrics,
+    parameters: Parameters = Parameters(),
 ) -> Recognizer:
     """The model with what adapts and watches it, as `config` says."""
+    reference = normal.reference if normal else None
     strategy = STRATEGIES[config.adapt.strategy](
-        encoder, labels, normal.reference if normal else None, config.adapt.seed
+        encoder, labels, reference, config.adapt.seed, parameters.continual
     )
     return Recognizer(
         encoder,
         labels,
         strategy,
         domains=DomainMemory(
-            DomainConfig(max_domains=config.adapt.max_domains),
-            normal.reference.style if normal else None,
+            replace(parameters.domains, max_domains=config.adapt.max_domains),
+            reference.style if reference else None,
         ),
         thresholds=Thresholds(config.ood.false_alarm_rate, normal.energies if normal else None),
         drift=DriftMonitor(config.drift.window, normal.drift if normal else None),
-        guard=Guard(GuardConfig()),
+        guard=Guard(parameters.guard),
         budget=Budget(config.adapt.budget, time.monotonic),
         audit=config.adapt.audit,
         metrics=metrics,

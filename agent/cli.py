@@ -179,8 +179,12 @@ def bench(
     """Compare the agent with doing nothing and with published methods, on corrupted streams.
 
     Suites: continual, gradual, recurring, mixed, correlated, imbalanced, open-25, open-50, single,
-    lowres, long. Competitors: frozen, continual, bn, tent, cotta, sar, rdumb, roid, tpt, tda, tfup,
-    vdp, logit_centering. All see the same frames, and none a label.
+    lowres, long. Competitors: frozen, continual, single_prompt, bn, logit_centering, tda, tfup,
+    tent, rdumb, roid, sar, tpt, vdp, cotta. All see the same frames, and none a label.
+
+    The default with a part taken away competes when named: no-alignment, no-repair, no-judge,
+    no-prompt-tuning, no-teacher, no-restore, no-diversity, no-anchor, no-domain-memory, no-gate,
+    no-guard; or with another number: strength=1, gallery=8 and more, which a wrong name lists.
     """
     from rich.console import Console
 

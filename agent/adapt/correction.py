@@ -34,6 +34,7 @@ class CorrectionConfig:
     """How domains are corrected.
 
     Attributes:
+        repairs: what may be tried; the first is doing nothing but align.
         strength: share of a departure of the tower's statistics that is undone.
         gallery: frames on which corrections are judged at a time.
         novelty: a frame counts as another if its cosine to each recent one is below this.
@@ -46,12 +47,13 @@ class CorrectionConfig:
             the domain; fewer are aligned by the domain's statistics alone.
     """
 
+    repairs: tuple[Restoration, ...] = tuple(Restoration)
     strength: float = STRENGTH
     gallery: int = 16
     novelty: float = 0.99
     recent: int = 32
     margin: float = 0.02
-    settled: int = 128
+    settled: int = 64
     together: int = 8
 
 
@@ -234,8 +236,7 @@ class Corrector:
         if len(state.gallery) >= self._config.gallery:
             return False
         state.offered += 1
-        # Two at once, the second to make sure; then rarely.
-        every: int = 4 ** min(max(0, state.rounds - 1), 3)
+        every: int = 4 ** min(state.rounds, 3)
         return state.offered % every == 0
 
     # -- off the hot path -----------------------------------------------------------------------
@@ -251,7 +252,8 @@ class Corrector:
         The first gallery tries alignment alone, and together with the repair that makes pictures
         look most normal. Later ones try the best that is not in use, and doing nothing.
         """
-        pixels = torch.stack([pixels for pixels, _ in state.gallery]).float().div_(255)
+        pixels = torch.stack([pixels for pixels, _ in state.gallery])
+        pixels = pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
         served = torch.stack([feature for _, feature in state.gallery])
         state.gallery.clear()
         for filtered in (False, True):
@@ -285,10 +287,15 @@ class Corrector:
         """What is not in use and worth a look."""
         if state.rounds:
             idle = [how for how in state.advantages if how is not state.chosen]
-            return sorted(idle, key=lambda how: state.advantages[how].mean)[-1:]
-        strangeness = {how: self._strangeness(state, how, pixels) for how in Restoration}
+            best = max(idle, key=lambda how: state.advantages[how].mean, default=None)
+            if best is None or state.chosen is None:
+                return [] if best is None else [best]
+            hopeless = state.advantages[best].mean < state.advantages[state.chosen].mean / 2
+            return [] if hopeless else [best]
+        some = pixels[::2]
+        strangeness = {how: self._strangeness(state, how, some) for how in self._config.repairs}
         return list(
-            dict.fromkeys([Restoration.NONE, min(Restoration, key=strangeness.__getitem__)])
+            dict.fromkeys([Restoration.NONE, min(strangeness, key=strangeness.__getitem__)])
         )
 
     def _strangeness(self, state: DomainCorrection, how: Restoration, pixels: Tensor) -> float:
@@ -299,11 +306,13 @@ class Corrector:
         return float(self._reference.style.whitened(style(restored)).mean(dim=0).norm())
 
     def _choose(self, state: DomainCorrection) -> None:
-        """Use the correction with the greatest advantage, if it is one."""
-        best = max(state.advantages, key=lambda how: state.advantages[how].mean)
-        if state.advantages[best].mean <= self._config.margin:
+        """Use the simplest that is within the margin of the best; nothing is simplest."""
+        means = {how: advantage.mean for how, advantage in state.advantages.items()}
+        enough = max(means.values()) - self._config.margin
+        if enough <= 0:
             state.withdraw()
             return
+        best = next(how for how in Restoration if means.get(how, -math.inf) >= enough)
         state.chosen, state.affine = best, None
         # It may have changed since it settled: each round has another look at it.
         unsettled = max(1, self._config.settled - 2 * self._config.gallery)

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from agent.adapt.build import STRATEGIES
 from agent.adapt.strategy import ZeroShot
 from agent.assemble import recognizer
+from agent.bench.ablations import ABLATIONS, NOTHING, Ablation
 from agent.bench.peers import Peer
 from agent.bench.peers.build import PEERS
 from agent.calibration import Calibration
-from agent.config import AdaptConfig, BatchConfig, Config, ModelConfig
+from agent.config import Config, ModelConfig
 from agent.encode import Encoder
 from agent.metrics import Metrics
 from agent.types import Frame, FrameId, Record
@@ -53,15 +54,30 @@ class AgentCompetitor:
     Its budget is in seconds, so what it learns in time depends on the machine.
     """
 
-    def __init__(self, arena: Arena, adapt: AdaptConfig, batch: int) -> None:
+    def __init__(
+        self, arena: Arena, strategy: str, batch: int, ablation: Ablation = NOTHING
+    ) -> None:
         labels = ZeroShot(
             arena.zero_shot.labels,
             arena.zero_shot.templates_TKD,
             arena.zero_shot.scale / arena.normal.temperature,
         )
-        config = Config(model=arena.model, adapt=adapt, batch=BatchConfig(max_size=batch))
+        adapt = {"strategy": strategy, "seed": arena.seed}
+        config = Config.model_validate(
+            {
+                **ablation.changes,
+                "adapt": adapt | ablation.changes.get("adapt", {}),
+                "model": arena.model,
+                "batch": {"max_size": batch},
+            }
+        )
         self.recognizer = recognizer(
-            config, arena.encoder(), labels, arena.normal, Metrics(config.http.max_cameras)
+            config,
+            arena.encoder(),
+            labels,
+            arena.normal,
+            Metrics(config.http.max_cameras),
+            ablation.parameters,
         )
         self._frames = 0
 
@@ -99,10 +115,11 @@ class PeerCompetitor:
 
 
 def competitor(name: str, arena: Arena, batch: int) -> Competitor:
-    """The competitor called `name`: a strategy of the agent, or a peer."""
+    """The competitor called `name`: a strategy of the agent, an ablation of it, or a peer."""
     if name in STRATEGIES:
-        adapt = AdaptConfig.model_validate({"strategy": name, "seed": arena.seed})
-        return AgentCompetitor(arena, adapt, batch)
+        return AgentCompetitor(arena, name, batch)
+    if name in ABLATIONS:
+        return AgentCompetitor(arena, "continual", batch, ABLATIONS[name])
     return PeerCompetitor(arena, PEERS[name])
 
 

@@ -18,6 +18,7 @@ from agent import __version__, encode
 from agent.assemble import zero_shot
 from agent.bench import pool as pools
 from agent.bench import report
+from agent.bench.ablations import ABLATIONS
 from agent.bench.arena import Score, play
 from agent.bench.competitors import COMPETITORS, Arena, competitor
 from agent.bench.label_sets import LabelSet, labelling
@@ -56,7 +57,7 @@ def run_bench(options: BenchOptions, console: Console) -> None:
         AgentError: the images, the model or a name will not do.
     """
     _one_of(options.suites, "suite", SUITES)
-    _one_of(options.competitors, "competitor", COMPETITORS)
+    _one_of(options.competitors, "competitor", [*COMPETITORS, *ABLATIONS])
     _one_of([options.label_set], "label set", list(LabelSet))
     _one_of([options.precision], "precision", ["fp32", "bf16", "fp16"])
     base = ModelConfig.model_validate({"precision": options.precision})

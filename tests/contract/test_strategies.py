@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from agent.adapt.build import STRATEGIES
+from agent.adapt.continual import ContinualConfig
 from agent.adapt.strategy import Observation, Outcome, Strategy
 from agent.testing import ARCHITECTURES, pictures, tiny_encoder, tiny_reference, tiny_zero_shot
 
@@ -18,7 +19,11 @@ def setup(request):
     encoder = tiny_encoder(architecture)
     labels = tiny_zero_shot(encoder)
     reference = tiny_reference(encoder)
-    return encoder, labels, lambda seed=0: STRATEGIES[name](encoder, labels, reference, seed)
+    return (
+        encoder,
+        labels,
+        lambda seed=0: STRATEGIES[name](encoder, labels, reference, seed, ContinualConfig()),
+    )
 
 
 def pixels(seed: int, n: int = 16) -> torch.Tensor:

@@ -9,12 +9,16 @@ from PIL import Image
 
 from agent.bench import pool as pools
 from agent.bench import report
+from agent.bench.ablations import ABLATIONS, NOTHING
 from agent.bench.arena import Score, play
+from agent.bench.competitors import Arena, competitor
 from agent.bench.label_sets import LabelSet, labelling
 from agent.bench.pool import CLEAR, Condition
 from agent.bench.suites import Shot, Suite
+from agent.calibration import calibrate
+from agent.config import ModelConfig
 from agent.errors import AgentError
-from agent.testing import picture
+from agent.testing import picture, tiny_encoder, tiny_zero_shot
 
 NAMES = ("n01443537_goldfish", "n02085620_Chihuahua", "n02691156_airliner")
 
@@ -100,6 +104,22 @@ def test_accuracy_counts_known_frames_by_phase(pool):
     score = play(suite, pool, "parrot", parrot)
     assert score.accuracy == {"day": 0.75, "night": 1.0}
     assert (score.mean, score.frames, parrot.batches) == (0.875, 6, [4, 2])
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_each_ablation_differs_from_the_default_and_runs(name, pool):
+    ablation = ABLATIONS[name]
+    assert ablation.changes or ablation.parameters != NOTHING.parameters
+    encoder = tiny_encoder()
+    zero_shot = tiny_zero_shot(encoder)
+    normal = calibrate(encoder, zero_shot, [pool.pixels[i] for i in pool.calibration], "tiny")
+    model = ModelConfig(labels=list(zero_shot.labels))
+    arena = Arena(lambda: encoder, model, zero_shot, normal, seed=0)
+    runner = competitor(name, arena, 16)
+    dark = pool.pixels // 4
+    for start in range(0, 64, 16):
+        answers = runner.answer(["cam"] * 16, dark[start : start + 16])
+        assert set(answers) <= set(zero_shot.labels)
 
 
 def test_every_nth_frame_is_shown(pool):

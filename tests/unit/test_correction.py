@@ -86,6 +86,9 @@ def test_a_correction_is_used_while_it_has_an_advantage_beyond_the_margin(strate
     state.moments.setdefault(EQUALISED, state.moments[NONE])
     choose(state)
     assert (state.chosen, state.encoding) == (EQUALISED, 2)
+    state.advantages = {NONE: Advantage(0.49, 1.0), EQUALISED: Advantage(0.5, 1.0)}
+    choose(state)  # the simpler of two that are as good
+    assert state.chosen is NONE
     state.advantages = {NONE: Advantage(0.03, 1.0), EQUALISED: Advantage(-0.5, 1.0)}
     choose(state)
     assert state.chosen is NONE
