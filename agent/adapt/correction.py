@@ -41,8 +41,9 @@ class CorrectionConfig:
         recent: frames that a new one is compared with.
         margin: the advantage that a correction must have to be used, so that chance does not
             decide.
-        settled: images after which the tower is no longer measured with every batch, and older
-            statistics fade as new ones come.
+        measured: images that the tower is measured on while it answers, once a correction is
+            chosen; half as many again after each later round, since the domain may have changed.
+        settled: images after which older statistics fade as new ones come.
         together: frames in a batch that are aligned by what they have in common with the rest of
             the domain; fewer are aligned by the domain's statistics alone.
     """
@@ -53,7 +54,8 @@ class CorrectionConfig:
     novelty: float = 0.99
     recent: int = 32
     margin: float = 0.02
-    settled: int = 64
+    measured: int = 64
+    settled: int = 512
     together: int = 8
 
 
@@ -63,6 +65,7 @@ class DomainCorrection:
     def __init__(self, recent: int) -> None:
         self.chosen: Restoration | None = None
         self.rounds = 0  # galleries judged
+        self.unmeasured = 0  # images that are still to be measured
         self.offered = 0  # frames that a gallery might have taken
         self.recent: deque[Tensor] = deque(maxlen=recent)  # features
         self.gallery: list[tuple[Tensor, Tensor]] = []  # (pixels as uint8, feature)
@@ -83,7 +86,8 @@ class DomainCorrection:
 
     def state(self) -> dict[str, Tensor]:
         """Everything but the gallery, as tensors by name."""
-        own = {"counters": torch.tensor([self.encoding, self.rounds, self.offered])}
+        counters = [self.encoding, self.rounds, self.offered, self.unmeasured]
+        own = {"counters": torch.tensor(counters)}
         if self.recent:
             own["recent"] = torch.stack(list(self.recent))
         for filtered, spectrum in self.spectra.items():
@@ -105,7 +109,7 @@ class DomainCorrection:
         Raises:
             KeyError: a part is missing.
         """
-        chosen, self.rounds, self.offered = own["counters"].tolist()
+        chosen, self.rounds, self.offered, self.unmeasured = own["counters"].tolist()
         self.chosen = _RESTORATIONS[chosen - 1] if chosen else None
         self.recent.extend(own.get("recent", ()))
         for filtered in (False, True):
@@ -170,7 +174,7 @@ class Corrector:
             return self._encoder.encode_image(pixels_BCHW)
         restored = self._restored(state, state.chosen, pixels_BCHW)
         moments = state.moments[state.chosen]
-        if moments.count >= self._config.settled:
+        if state.unmeasured <= 0:
             with self._alignment.applied(self._affine(state, moments)):
                 features_BD = self._encoder.encode_image(restored)
         elif len(restored) >= self._config.together:
@@ -217,6 +221,7 @@ class Corrector:
         if not _is_finite(moments):
             return False
         state.moments[state.chosen] = self._aged(state.moments[state.chosen]).merged(moments)
+        state.unmeasured -= moments.count
         state.affine = None
         return True
 
@@ -312,12 +317,9 @@ class Corrector:
         if enough <= 0:
             state.withdraw()
             return
-        best = next(how for how in Restoration if means.get(how, -math.inf) >= enough)
-        state.chosen, state.affine = best, None
-        # It may have changed since it settled: each round has another look at it.
-        unsettled = max(1, self._config.settled - 2 * self._config.gallery)
-        moments = state.moments[best]
-        state.moments[best] = replace(moments, count=min(moments.count, unsettled))
+        state.chosen = next(how for how in Restoration if means.get(how, -math.inf) >= enough)
+        state.affine = None
+        state.unmeasured = self._config.measured // (1 if state.rounds == 1 else 2)
 
     def _aged(self, measured: _Measured) -> _Measured:
         return replace(measured, count=min(measured.count, self._config.settled))

@@ -39,6 +39,7 @@ class DomainConfig:
         tail: degrees of freedom of Student's t, in which styles are measured.
         stretches: frames that are compared with the known domains, twice as many at a time.
         radius: root mean square distance, in standard errors, within which a stretch fits a domain.
+        reach: the same in standard deviations, within which a single frame looks like its domain.
         prior: frames that a domain's variances are shrunk to their mean by.
         settled: frames after which a domain's older ones fade as new ones come.
         patience: frames in a row in another domain that make a camera's switch.
@@ -51,6 +52,7 @@ class DomainConfig:
     tail: float = 4.0
     stretches: tuple[int, ...] = (4, 8, 16, 32)
     radius: float = 1.7
+    reach: float = 3.0
     prior: int = 4
     settled: int = 256
     patience: int = 4
@@ -156,6 +158,11 @@ class _Gaussians:
         errors = distance / (1 / effective + 1 / self.frames)
         return bool((errors[self.known] <= self._config.radius**2).any())
 
+    def resembles(self, domain: int, style_S: Array) -> bool:
+        """Whether a single frame may belong to the domain."""
+        distance = (style_S - self._mean[domain]) ** 2 / self._variance[domain]
+        return bool(distance.mean() <= self._config.reach**2)
+
     def follow(self, domain: int, style_S: Array) -> None:
         """Let a domain settle on its frames; the source is fixed."""
         if domain == SOURCE:
@@ -237,7 +244,9 @@ class DomainMemory:
         strangers_NS = self._strangers(camera, self._gaussians)
         if strangers_NS is not None and self.config.max_domains > 1:
             self._open(camera, self._gaussians, strangers_NS)
-        domain = int(camera.belief.argmax())
+        likely = int(camera.belief.argmax())
+        # A frame that does not look like its domain is answered as if nothing were known of it.
+        domain = likely if self._gaussians.resembles(likely, white_S) else SOURCE
         if domain != SOURCE:
             self._last_seen[domain] = self._clock
             # A young domain needs every frame. One that is known well waits until it is plain that
@@ -248,7 +257,7 @@ class DomainMemory:
                 camera.owners[-1] = domain
         present = camera.recent[-min(camera.frames, _SHIFT_FRAMES) :].mean(axis=0)
         shift = float(np.sqrt(np.square(present).mean()))
-        return Assignment(domain, shift, camera.switched(domain, self.config.patience))
+        return Assignment(domain, shift, camera.switched(likely, self.config.patience))
 
     def _filter(self, camera: _Camera, gaussians: _Gaussians, white_S: Array) -> None:
         """One step of the forward algorithm."""

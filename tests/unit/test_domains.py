@@ -122,3 +122,26 @@ def test_without_a_reference_the_first_frames_make_one():
     assert domains.reference.mean.tolist() == pytest.approx([7.0] * S, abs=0.2)
     assert set(see(domains, 7.0, 40, seed=1)) == {SOURCE}
     assert see(domains, 7.0 + NIGHT, 40)[-1] == 1
+
+
+def test_a_frame_that_looks_like_no_domain_is_answered_as_if_nothing_were_known():
+    domains = memory()
+    see(domains, NIGHT, 30)
+    assert see(domains, SNOW, 2) == [SOURCE, SOURCE]
+    assert see(domains, NIGHT, 1, seed=2) == [1]
+
+
+def test_a_stranger_does_not_move_a_domain_that_is_known_well():
+    domains = memory()
+    see(domains, NIGHT, 200)
+    before = domains._gaussians._mean[1].copy()
+    see(domains, NIGHT + 0.5, 40, seed=1)  # a domain of its own, of which the first hears later
+    assert abs(domains._gaussians._mean[1] - before).max() < 0.1
+    assert len(domains.domains) == 3
+
+
+def test_a_camera_at_rest_is_not_taken_for_a_domain():
+    generator = torch.Generator().manual_seed(0)
+    scene = torch.randn(S, generator=generator)  # as far from the mean as any normal frame
+    still = scene + 0.05 * torch.randn(100, S, generator=generator)
+    assert {each.domain for each in memory().assign(("cam",) * 100, still)} == {SOURCE}
