@@ -22,6 +22,7 @@ from agent.bench.ablations import ABLATIONS
 from agent.bench.arena import Score, play
 from agent.bench.competitors import COMPETITORS, Arena, competitor
 from agent.bench.label_sets import LabelSet, labelling
+from agent.bench.picture import write_picture
 from agent.bench.suites import SUITES, Suite
 from agent.calibration import Calibration, calibrate, subject_of
 from agent.config import ModelConfig
@@ -51,7 +52,7 @@ class BenchOptions:
 
 
 def run_bench(options: BenchOptions, console: Console) -> None:
-    """Measure, print and write `bench.json` and `bench.md`.
+    """Measure, print and write `bench.json`, `bench.md` and a picture of each suite.
 
     Raises:
         AgentError: the images, the model or a name will not do.
@@ -105,6 +106,8 @@ def run_bench(options: BenchOptions, console: Console) -> None:
                 report.save(options.out / "bench.json", [*scores, *own], _about(options, pool))
         scores += own
         console.print(report.table(own))
+        if len(own) > 1 and any(score.competitor == report.BASELINE for score in own):
+            write_picture(own, report.BASELINE, options.out / f"{suite.name}.png")
         written.append(f"## {suite.name}\n\n{report.markdown(own)}")
         (options.out / "bench.md").write_text("\n".join(written))
 

@@ -13,6 +13,7 @@ from agent.bench.ablations import ABLATIONS, NOTHING
 from agent.bench.arena import Score, play
 from agent.bench.competitors import Arena, competitor
 from agent.bench.label_sets import LabelSet, labelling
+from agent.bench.picture import write_picture
 from agent.bench.pool import CLEAR, Condition
 from agent.bench.suites import Shot, Suite
 from agent.calibration import calibrate
@@ -140,6 +141,21 @@ def test_the_table_compares_with_frozen():
     assert rows["| least gain"] == "| least gain | +0.0 | +50.0 |"
     assert rows["| time, of frozen's"] == "| time, of frozen's | 1.00 | 1.50 |"
     assert report.table(scores()).row_count == 7
+
+
+def test_the_picture_shows_gains_the_best_on_top(tmp_path):
+    worse = Score("test", "worse", {"a": [False, False], "b": [False, False]}, 3.0, 4)
+    frozen, better = scores()
+    for n, order in enumerate([(frozen, worse, better), (better, frozen, worse)]):
+        write_picture(order, "frozen", tmp_path / f"{n}.png")
+    one, other = ((tmp_path / f"{n}.png").read_bytes() for n in (0, 1))
+    with Image.open(tmp_path / "0.png") as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image.convert("RGB"), float)
+    assert one == other  # the order of the competitors does not matter
+    top, bottom = np.array_split(pixels, 2)
+    blueness = lambda half: float((half[..., 2] - half[..., 0]).mean())  # noqa: E731
+    assert blueness(top) > 0 > blueness(bottom)
 
 
 def test_the_json_holds_every_score(tmp_path):
