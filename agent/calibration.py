@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from agent.adapt.alignment import Alignment, Moments
+from agent.adapt.alignment import MEASURED_IMAGES, Alignment, Moments
 from agent.adapt.reference import Reference
 from agent.adapt.restore import Spectrum
 from agent.adapt.strategy import ZeroShot
@@ -37,7 +37,8 @@ FORMAT = "tta-calibration-3"
 MIN_FRAMES = 16
 #: Features kept for the drift reference.
 MAX_FEATURES = 1024
-BATCH = 32
+#: Of a larger batch not every image would be measured.
+BATCH = MEASURED_IMAGES
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,16 +36,17 @@ EPSILON = 1e-5
 STRENGTH = 2 / 3
 #: So many images of a batch are measured, and so many places of a row of a large map: all of them
 #: would take longer than the forward pass itself and tell no more.
-_IMAGES, _PLACES = 16, 14
+MEASURED_IMAGES, _PLACES = 16, 14
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
     """Mean and variance per channel at every site, concatenated, and the images behind them.
 
-    All are float32 of shape (total channels,); `count` is in images. `mean_spread` is the variance
-    between the images of an image's own mean, `variance_spread` that of its mean square about the
-    common mean; divided by `count` they tell how far chance may have moved the moments.
+    All are of shape (total channels,); `count` is in images. `mean_spread` is the variance between
+    the images of an image's own mean, `variance_spread` that of its mean square about the common
+    mean; divided by `count` they tell how far chance may have moved the moments, for which
+    bfloat16 will do.
     """
 
     mean: Tensor
@@ -117,8 +118,8 @@ class Sample:
         return Moments(
             mean_C,
             square_BC.mean(dim=0),
-            mean_BC.var(dim=0, correction=correction),
-            square_BC.var(dim=0, correction=correction),
+            mean_BC.var(dim=0, correction=correction).bfloat16(),
+            square_BC.var(dim=0, correction=correction).bfloat16(),
             count=len(mean_BC),
         )
 
@@ -364,7 +365,7 @@ def _site_affine(table: Moments, reference: Moments, strength: float) -> tuple[T
 
 def _every(images: int) -> int:
     """Which images of so many are measured: every n-th."""
-    return max(1, -(-images // _IMAGES))
+    return max(1, -(-images // MEASURED_IMAGES))
 
 
 def _error(spread: Tensor, count: int) -> Tensor:

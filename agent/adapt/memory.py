@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 #: Features kept of one pseudo-label; older ones fall out.
-PER_LABEL = 8
+PER_LABEL = 4
 #: Labels kept; the one refreshed longest ago makes room.
-MAX_LABELS = 64
+MAX_LABELS = 32
 #: A feature closer than this (cosine) to the newest of its label adds nothing.
 DUPLICATE = 0.98
 
 
 class FeatureMemory:
-    """Unit features by pseudo-label."""
+    """Unit features by pseudo-label, in half precision: a domain's state is to stay small."""
 
     def __init__(self) -> None:
         self._by_label: dict[int, deque[Tensor]] = {}
@@ -28,9 +28,9 @@ class FeatureMemory:
         """Keep the feature unless it repeats the newest of its label; whether it was kept."""
         kept = self._by_label.pop(label, None) or deque(maxlen=PER_LABEL)
         self._by_label[label] = kept  # last in the dict: refreshed last
-        if kept and float(kept[-1] @ feature_D) > DUPLICATE:
+        if kept and float(kept[-1].float() @ feature_D.float()) > DUPLICATE:
             return False
-        kept.append(feature_D)
+        kept.append(feature_D.bfloat16())
         if len(self._by_label) > MAX_LABELS:
             del self._by_label[next(iter(self._by_label))]
         return True
@@ -43,7 +43,7 @@ class FeatureMemory:
         for pick in picks:
             kept = self._by_label[labels[pick]]
             rows.append(kept[int(torch.randint(len(kept), (), generator=generator))])
-        return torch.stack(rows)
+        return torch.stack(rows).float()
 
     def clear(self) -> None:
         """Forget everything."""

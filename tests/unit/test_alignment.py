@@ -45,7 +45,8 @@ def alike(x):
 
 def exactly(mean, variance, count):
     """Moments that chance had no part in."""
-    return Moments(mean, variance, torch.zeros_like(mean), torch.zeros_like(mean), count)
+    nothing = torch.zeros_like(mean).bfloat16()
+    return Moments(mean, variance, nothing, nothing, count)
 
 
 def per_channel(x):
