@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,10 +105,15 @@ class Calibration:
                         "other templates; run tta-agent calibrate again"
                     ]
                 )
+            frames, temperature = int(header["frames"]), float(header["temperature"])
+            if frames < MIN_FRAMES or not 0 < temperature < math.inf:
+                raise ValueError("its header makes no sense")
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+                raise ValueError("it holds numbers that are not finite")
             return cls(
                 subject=subject,
-                frames=int(header["frames"]),
-                temperature=float(header["temperature"]),
+                frames=frames,
+                temperature=temperature,
                 energies=EnergyReference(tensors["energies"]),
                 drift=DriftReference(tensors["drift.features"], tensors["drift.probabilities"]),
                 reference=_reference(tensors, int(header["frames"])),

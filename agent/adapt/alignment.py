@@ -61,14 +61,23 @@ class Moments:
         if not count:  # a tower in which nothing is measured
             return other
         share = other.count / count
+        both = share * (1 - share)
         delta = other.mean - self.mean
+        # What the two sets differ by is spread between images, too: one image alone shows none.
+        mean_spread = torch.lerp(self.mean_spread.float(), other.mean_spread.float(), share)
+        mean_spread = mean_spread + both * delta.square()
+        widened = (other.variance - self.variance).square()
+        variance_spread = torch.lerp(
+            self.variance_spread.float(), other.variance_spread.float(), share
+        )
+        variance_spread = variance_spread + both * widened
         return Moments(
             mean=self.mean + delta * share,
             variance=self.variance
             + (other.variance - self.variance) * share
-            + delta.square() * (share * (1 - share)),
-            mean_spread=torch.lerp(self.mean_spread, other.mean_spread, share),
-            variance_spread=torch.lerp(self.variance_spread, other.variance_spread, share),
+            + delta.square() * both,
+            mean_spread=mean_spread.to(self.mean_spread.dtype),
+            variance_spread=variance_spread.to(self.variance_spread.dtype),
             count=count,
         )
 
@@ -231,6 +240,7 @@ class Alignment:
         else:
             self._reference = reference.to(device)
         self._act: Callable[[_Site, Tensor], Tensor] | None = None
+        self._applied: Affine | None = None
         for site in self._sites:
             if site.is_batch_norm:
                 site.module.register_forward_pre_hook(self._before(site))
@@ -265,11 +275,13 @@ class Alignment:
             yield
             return
         before = []
+        self._applied = affine
         try:
             for site in self._sites:
                 before.append(site.fold(affine.scale[site.span], affine.shift[site.span]))
             yield
         finally:
+            self._applied = None
             for site, numbers in zip(self._sites, before, strict=False):
                 site.unfold(numbers)
 
@@ -293,6 +305,10 @@ class Alignment:
             if len(x) != count:  # not images, as the queries of a pooling layer
                 return x
             here = site.look(x[:: _every(count)])
+            if self._applied is not None and not site.is_batch_norm:
+                # A LayerNorm is seen from behind, where it is aligned already.
+                scale_C, shift_C = self._applied.scale[site.span], self._applied.shift[site.span]
+                here = (here[0] - shift_C) / scale_C, here[1] / scale_C.square()
             seen[site.span.start] = here
             if not align or not site.has_reference:
                 return x
@@ -312,7 +328,7 @@ class Alignment:
             with self._acting(act):
                 yield result
         finally:
-            for site, numbers in folded:
+            for site, numbers in reversed(folded):
                 site.unfold(numbers)
         every = _every(count)
         shape = (-(-count // every), len(self._reference.mean))

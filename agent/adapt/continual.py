@@ -111,14 +111,24 @@ class Continual:
             (domain, [i for i, d in enumerate(domains) if d == domain]) for domain in corrected
         ]
         others = [i for i, d in enumerate(domains) if d not in corrected]
-        parts = [
-            self._corrector.encode(self._domains[d].correction, pixels_BCHW[rows])
-            for d, rows in groups
-        ]
+        parts = [self._encode(self._domains[d], pixels_BCHW[rows]) for d, rows in groups]
         if others:
             parts.append(self._encoder.encode_image(pixels_BCHW[others]))
         order = torch.tensor([i for _, rows in groups for i in rows] + others).argsort()
         return torch.cat(parts)[order.to(pixels_BCHW.device)]
+
+    def _encode(self, state: _Domain, pixels_BCHW: Tensor) -> Tensor:
+        before = state.correction.chosen
+        features_BD = self._corrector.encode(state.correction, pixels_BCHW)
+        if state.correction.chosen is not before:
+            self._forget_features(state)
+        return features_BD
+
+    def _forget_features(self, state: _Domain) -> None:
+        """Features kept so far were encoded otherwise."""
+        state.memory.clear()
+        state.fresh = 0
+        state.version += 1
 
     def step(self, seen: Observation) -> Tensor:
         """Logits against each domain's published text features; admitted frames are remembered."""
@@ -166,10 +176,7 @@ class Continual:
         before = state.correction.chosen
         outcome = self._corrector.judge(state.correction)
         if state.correction.chosen is not before:
-            # Features kept so far were encoded otherwise.
-            state.memory.clear()
-            state.fresh = 0
-            state.version += 1
+            self._forget_features(state)
         return outcome
 
     def _tune(self, state: _Domain) -> Outcome:
@@ -269,11 +276,13 @@ class Continual:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """See `Strategy.load_state_dict`. Nothing changes unless all of it can be taken over."""
         by_domain: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in state.items():
-            domain, _, name = key.partition("/")
-            if name:
-                by_domain.setdefault(int(domain), {})[name] = tensor
         try:
+            for key, tensor in state.items():
+                domain, _, name = key.partition("/")
+                if name:
+                    by_domain.setdefault(int(domain), {})[name] = tensor
+            if SOURCE in by_domain:
+                raise ValueError("the source domain is never adapted to")
             domains = {domain: self._restored(own) for domain, own in by_domain.items()}
         except (ValueError, TypeError, IndexError) as error:
             raise RuntimeError(f"the state is not of this strategy: {error}") from error

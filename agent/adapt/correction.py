@@ -81,8 +81,9 @@ class DomainCorrection:
         return 0 if self.chosen is None else 1 + _RESTORATIONS.index(self.chosen)
 
     def withdraw(self) -> None:
-        """Do nothing from now on."""
+        """Do nothing from now on; what was kept was encoded otherwise."""
         self.chosen = self.affine = self.sample = None
+        self.gallery.clear()
 
     def state(self) -> dict[str, Tensor]:
         """Everything but the gallery, as tensors by name."""
@@ -213,7 +214,7 @@ class Corrector:
         for row in (row for row, new in zip(rows, novel, strict=True) if new):
             if self._wants(state):
                 pixels = (seen.pixels_BCHW[row] * 255).round().to(torch.uint8)
-                state.gallery.append((pixels, seen.features_BD[row]))
+                state.gallery.append((pixels, seen.features_BD[row].clone()))
         sample, state.sample = state.sample, None
         if state.chosen is None or sample is None or not any(novel):
             return False
@@ -233,7 +234,7 @@ class Corrector:
             closest = float((torch.stack(list(state.recent)) @ feature_D).max())
             if closest >= self._config.novelty:
                 return False
-        state.recent.append(feature_D)
+        state.recent.append(feature_D.clone())  # of a row, which would keep its whole batch
         return True
 
     def _wants(self, state: DomainCorrection) -> bool:
@@ -278,6 +279,7 @@ class Corrector:
                 features_BD = self._encoder.encode_image(self._restored(state, how, pixels))
             moments = sample[0].moments()
             if not _is_finite(moments):
+                state.moments.pop(how, None)
                 return Outcome.NON_FINITE
             state.moments[how] = moments if prior is None else prior.merged(moments)
             said[how] = self._information(features_BD)
@@ -313,10 +315,11 @@ class Corrector:
     def _choose(self, state: DomainCorrection) -> None:
         """Use the simplest that is within the margin of the best; nothing is simplest."""
         means = {how: advantage.mean for how, advantage in state.advantages.items()}
-        enough = max(means.values()) - self._config.margin
-        if enough <= 0:
+        best = max(means.values())
+        if best <= self._config.margin:
             state.withdraw()
             return
+        enough = best - max(0.0, self._config.margin)
         state.chosen = next(how for how in Restoration if means.get(how, -math.inf) >= enough)
         state.affine = None
         state.unmeasured = self._config.measured // (1 if state.rounds == 1 else 2)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from cachetools import LRUCache
+from cachetools import Cache, LRUCache
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -52,7 +52,7 @@ class DomainConfig:
     tail: float = 4.0
     stretches: tuple[int, ...] = (4, 8, 16, 32)
     radius: float = 1.7
-    reach: float = 3.0
+    reach: float = 2.5
     prior: int = 4
     settled: int = 256
     patience: int = 4
@@ -180,7 +180,10 @@ class _Gaussians:
         self.known[domain] = True
         self.frames[domain] = len(stretch_NS)
         self._mean[domain] = np.median(stretch_NS, axis=0)
-        self._raw[domain] = np.square(stretch_NS - self._mean[domain]).mean(axis=0)
+        squares = np.square(stretch_NS - self._mean[domain])
+        # An odd frame must not make room for everything.
+        usual = np.median(squares.mean(axis=1))
+        self._raw[domain] = squares[squares.mean(axis=1) <= 9 * usual].mean(axis=0)
         self._shrink(domain)
 
     def _shrink(self, domain: int) -> None:
@@ -225,6 +228,8 @@ class DomainMemory:
 
     def _assign(self, name: str, style_S: Tensor) -> Assignment:
         self._clock += 1
+        if not bool(torch.isfinite(style_S).all()):
+            return Assignment(SOURCE, 0.0)
         if self.reference is None:
             self._warm_up.append(style_S)
             if len(self._warm_up) >= self.config.reference_frames:
@@ -286,11 +291,13 @@ class DomainMemory:
             domain = min(free)
         else:
             domain = min(self._last_seen, key=self._last_seen.__getitem__)
-            for each in self._cameras.values():
-                each.leave(domain)
+            for name in list(self._cameras):
+                # Past the LRU: nobody was seen.
+                Cache.__getitem__(self._cameras, name).leave(domain)
         gaussians.open(domain, stretch_NS)
         camera.belief[:] = 0
         camera.belief[domain] = 1
         camera.owners[-2 * len(stretch_NS) :] = SOURCE
         camera.frames = len(stretch_NS)
+        self._last_seen[domain] = self._clock
         self._opened.append(domain)

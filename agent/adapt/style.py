@@ -16,8 +16,8 @@ from torch import Tensor
 
 #: Measures in a style.
 MEASURES = 20
-#: How much of the covariance of normal styles is taken for chance, and so how much of it is
-#: replaced by independence (Ledoit & Wolf 2004 shrink likewise).
+#: How much of the covariance of normal styles is taken for chance at least, and so how much of it
+#: is replaced by independence (Ledoit & Wolf 2004 shrink likewise); more where there are few.
 SHRINKAGE = 0.1
 
 
@@ -67,9 +67,12 @@ class StyleReference:
         standard = (styles_NS - mean) / unit
         correlation = torch.cov(standard.T)
         independent = torch.eye(len(mean), dtype=correlation.dtype)
-        correlation = torch.lerp(correlation, independent, SHRINKAGE)
+        share = max(SHRINKAGE, len(mean) / (len(mean) + 2 * len(styles_NS)))
+        correlation = torch.lerp(correlation, independent, share)
         root = torch.linalg.cholesky(torch.linalg.inv(correlation))
-        root = root / (standard @ root).std(dim=0).clamp_min(0.5)
+        # Few frames vary less along the axes that were fitted to them than others will.
+        floor = min(1.0, 0.5 + len(mean) / len(styles_NS))
+        root = root / (standard @ root).std(dim=0).clamp_min(floor)
         return cls(mean.float(), (root / unit[:, None]).float(), len(styles_NS))
 
     def to(self, device: torch.device) -> StyleReference:

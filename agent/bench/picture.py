@@ -22,6 +22,8 @@ def write_picture(scores: Sequence[Score], baseline: str, path: Path) -> None:
     """
     base = next(score for score in scores if score.competitor == baseline)
     rest = [score for score in scores if score is not base]
+    if not rest:
+        return
     phases = [p for p in base.accuracy if all(p in score.accuracy for score in rest)]
     gains = {
         score.competitor: [100 * (score.accuracy[p] - base.accuracy[p]) for p in phases]

@@ -158,6 +158,11 @@ def test_the_picture_shows_gains_the_best_on_top(tmp_path):
     assert blueness(top) > 0 > blueness(bottom)
 
 
+def test_without_competitors_there_is_no_picture(tmp_path):
+    write_picture(scores()[:1], "frozen", tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
 def test_the_json_holds_every_score(tmp_path):
     report.save(tmp_path / "bench.json", scores(), {"seed": 3})
     content = json.loads((tmp_path / "bench.json").read_text())

@@ -206,3 +206,20 @@ def test_a_reference_follows_the_model_to_its_device():
     elsewhere = tiny_reference(tiny_encoder()).to(torch.device("meta"))
     moved = [*elsewhere.moments.tensors().values(), elsewhere.spectrum.energy_OA]
     assert {tensor.device.type for tensor in [*moved, elsewhere.style.mean]} == {"meta"}
+
+
+def test_without_a_margin_the_best_is_used_even_if_it_is_worse_than_nothing():
+    strategy = build(margin=-float("inf"))
+    state = learn(strategy)
+    state.advantages = {NONE: Advantage(-0.9, 1.0), EQUALISED: Advantage(-0.5, 1.0)}
+    state.moments.setdefault(EQUALISED, state.moments[NONE])
+    strategy._corrector._choose(state)
+    assert state.chosen is EQUALISED
+
+
+@pytest.mark.parametrize("key", ["0/theta", "x/theta"])
+def test_a_snapshot_of_a_domain_that_cannot_be_is_refused(strategy, key):
+    learn(strategy)
+    kept = strategy.state_dict()
+    with pytest.raises((KeyError, RuntimeError)):
+        strategy.load_state_dict(kept | {key: kept["1/theta"]})

@@ -145,3 +145,37 @@ def test_a_camera_at_rest_is_not_taken_for_a_domain():
     scene = torch.randn(S, generator=generator)  # as far from the mean as any normal frame
     still = scene + 0.05 * torch.randn(100, S, generator=generator)
     assert {each.domain for each in memory().assign(("cam",) * 100, still)} == {SOURCE}
+
+
+def test_a_style_that_is_not_finite_is_left_out():
+    domains = memory()
+    see(domains, NIGHT, 30)
+    where = domains.assign(("cam",) * 20, torch.full((20, S), float("nan")))
+    assert {each.domain for each in where} == {SOURCE}
+    assert set(see(domains, NIGHT, 10, seed=1)) == {1}
+    assert domains.domains == [SOURCE, 1]
+
+
+def test_an_odd_frame_at_the_opening_does_not_make_room_for_everything():
+    domains = memory()
+    see(domains, NIGHT, 5)
+    see(domains, 300.0, 1)
+    see(domains, NIGHT, 30, seed=1)
+    assert see(domains, FOG, 30)[-1] not in (SOURCE, see(domains, NIGHT, 1)[0])
+
+
+def test_an_id_is_taken_as_soon_as_it_is_given(monkeypatch):
+    domains = memory()
+    monkeypatch.setattr("agent.adapt.domains._Gaussians.resembles", lambda *_: False)
+    see(domains, NIGHT, 30, camera="east")
+    see(domains, FOG, 30, camera="west")
+    assert domains.opened() == [1, 2]
+
+
+def test_eviction_does_not_count_as_seeing_a_camera():
+    domains = memory(max_domains=2)
+    for camera in ("east", "west"):
+        see(domains, 0.0, 1, camera=camera)
+    see(domains, NIGHT, 30, camera="north")
+    see(domains, FOG, 30, camera="south")  # evicts the night
+    assert list(domains._cameras._LRUCache__order) == ["east", "west", "north", "south"]
