@@ -116,7 +116,7 @@ class Calibration:
                 temperature=temperature,
                 energies=EnergyReference(tensors["energies"]),
                 drift=DriftReference(tensors["drift.features"], tensors["drift.probabilities"]),
-                reference=_reference(tensors, int(header["frames"])),
+                reference=_reference(tensors, frames),
             )
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise InvalidConfig([f"calibration: {path} cannot be read: {error}"]) from error
@@ -163,9 +163,8 @@ def calibrate(
     temperature = fit_temperature(zero_shot.logits(features_ND), zero_shot.logits(views_ND))
     logits_NK = zero_shot.logits(features_ND) / temperature
     kept = features_ND[:MAX_FEATURES]
-    if (
-        moments is None or spectrum is None
-    ):  # unreachable with MIN_FRAMES > 0; keeps the type honest
+    # Unreachable with MIN_FRAMES > 0; keeps the type honest.
+    if moments is None or spectrum is None:
         raise InvalidConfig(["calibration needs images"])
     return Calibration(
         subject=subject,
@@ -178,15 +177,10 @@ def calibrate(
 
 
 def _reference(tensors: dict[str, Tensor], frames: int) -> Reference:
-    prefix = "moments."
-    moments = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
+    moments = Moments.named(tensors, "moments.", frames)
     spectrum = Spectrum(tensors["spectrum.energy"], tensors["spectrum.level"], frames)
     styles = StyleReference(tensors["style.mean"], tensors["style.whitening"], frames)
-    return Reference(Moments(**moments, count=frames), spectrum, styles)
+    return Reference(moments, spectrum, styles)
 
 
 def fit_temperature(first_NK: Tensor, second_NK: Tensor) -> float:

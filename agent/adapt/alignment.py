@@ -19,7 +19,7 @@ sites of LayerNorm, which keeps none, are only ever measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +96,21 @@ class Moments:
             self.count,
         )
 
+    @classmethod
+    def named(cls, tensors: Mapping[str, Tensor], prefix: str, count: int) -> Moments:
+        """What `tensors` gave, from under names that begin with `prefix`.
+
+        Raises:
+            KeyError: one is missing.
+        """
+        return cls(
+            tensors[f"{prefix}mean"],
+            tensors[f"{prefix}variance"],
+            tensors[f"{prefix}mean_spread"],
+            tensors[f"{prefix}variance_spread"],
+            count,
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         """The moments by name, without the count."""
         return {
@@ -154,12 +169,11 @@ class _Site:
         # timm's LayerNorm2d is a LayerNorm, but takes and returns (B, C, H, W).
         self.channels_second = self.is_batch_norm or "2d" in type(module).__name__
 
-    def view(self, per_channel: Tensor, like: Tensor) -> Tensor:
-        """Shape (C,) or (B, C) so that it broadcasts over `like`, (B, C, H, W) or (B, ..., C)."""
-        rows = per_channel if per_channel.dim() == 2 else per_channel[None]
+    def view(self, per_channel_C: Tensor, like: Tensor) -> Tensor:
+        """Shaped so that it broadcasts over `like`, (B, C, H, W) or (B, ..., C)."""
         if self.channels_second:
-            return rows.view(*rows.shape, *(1,) * (like.dim() - 2))
-        return rows.view(len(rows), *(1,) * (like.dim() - 2), rows.shape[1])
+            return per_channel_C.view(-1, *(1,) * (like.dim() - 2))
+        return per_channel_C
 
     def fold(self, scale_C: Tensor, shift_C: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Make scale and shift part of the layer; the numbers that they replace.

@@ -150,14 +150,13 @@ class Continual:
         for row, sureness, label in zip(
             rows, entropies.tolist(), probabilities.argmax(dim=-1).tolist(), strict=True
         ):
-            feature_D = seen.features_BD[row]
-            if not bool(seen.admitted_B[row]) or not bool(torch.isfinite(feature_D).all()):
+            if not seen.teaches(row):
                 continue
             if state.median_entropy != state.median_entropy:  # not yet a number
                 state.median_entropy = sureness
             # Stochastic approximation of the median: a constant step up or down.
             state.median_entropy += 0.05 * (1 if sureness > state.median_entropy else -1)
-            if sureness <= state.median_entropy and state.memory.add(feature_D, label):
+            if sureness <= state.median_entropy and state.memory.add(seen.features_BD[row], label):
                 state.fresh += 1
 
     # -- learning -------------------------------------------------------------------------------

@@ -124,13 +124,8 @@ class DomainCorrection:
                 self.advantages[how] = Advantage(*own[f"advantage.{index}"].tolist())
             place = f"moments.{index}"
             if f"{place}.count" in own:
-                self.moments[how] = Moments(
-                    own[f"{place}.mean"],
-                    own[f"{place}.variance"],
-                    own[f"{place}.mean_spread"],
-                    own[f"{place}.variance_spread"],
-                    int(own[f"{place}.count"]),
-                )
+                count = int(own[f"{place}.count"])
+                self.moments[how] = Moments.named(own, f"{place}.", count)
         if self.chosen is not None:
             if self.chosen not in self.moments:
                 raise KeyError("the moments of the domain's correction")
@@ -227,9 +222,9 @@ class Corrector:
         return True
 
     def _is_novel(self, state: DomainCorrection, seen: Observation, row: int) -> bool:
-        feature_D = seen.features_BD[row]
-        if not bool(seen.admitted_B[row]) or not bool(torch.isfinite(feature_D).all()):
+        if not seen.teaches(row):
             return False
+        feature_D = seen.features_BD[row]
         if state.recent:
             closest = float((torch.stack(list(state.recent)) @ feature_D).max())
             if closest >= self._config.novelty:

@@ -62,6 +62,10 @@ class Observation:
     domains: Sequence[int]
     admitted_B: Tensor
 
+    def teaches(self, row: int) -> bool:
+        """Whether anything may be learned from this frame: it was admitted, and has features."""
+        return bool(self.admitted_B[row]) and bool(torch.isfinite(self.features_BD[row]).all())
+
 
 class Outcome(StrEnum):
     """What became of one unit of learning."""
