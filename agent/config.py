@@ -21,6 +21,9 @@ SECRETS = {
     "TTA_KAFKA_SSL_KEY_PASSWORD": ("kafka", "ssl_key_password"),
 }
 
+#: In front of a folder that open_clip loads by itself, as open_clip has it.
+LOCAL_DIR = "local-dir:"
+
 #: Host and port; an IPv6 address stands in brackets.
 _ADDRESS = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}")
 
@@ -184,9 +187,10 @@ class ModelConfig(Section):
     """The open_clip model, the operator's labels and the prompts."""
 
     name: Text = "offline"
-    """'offline' for the checkpoint that is shipped, or any open_clip architecture: ViT-B-16."""
+    """'offline' for the checkpoint that is shipped, any open_clip architecture such as ViT-B-16,
+    or local-dir:FOLDER for a folder with open_clip_config.json and weights."""
     pretrained: str | None = None
-    """Hub tag such as 'openai', or a checkpoint file; null for the offline checkpoint."""
+    """Hub tag such as 'openai', or a checkpoint file; null where the weights come with the name."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of the image encoder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -242,9 +246,10 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.name == "offline" and self.pretrained is not None:
-            raise ValueError("the offline checkpoint has its own weights: remove pretrained")
-        if self.name != "offline" and self.pretrained is None:
+        has_weights = self.name == "offline" or self.name.startswith(LOCAL_DIR)
+        if has_weights and self.pretrained is not None:
+            raise ValueError(f"{self.name!r} has its own weights: remove pretrained")
+        if not has_weights and self.pretrained is None:
             raise ValueError(
                 f"{self.name!r} without pretrained would run random weights: "
                 "name a hub tag or a checkpoint file"
@@ -259,7 +264,7 @@ class AdaptConfig(Section):
     """How the model follows its domain; frozen does not, and is the baseline."""
     budget: Fraction = 0.10
     """Adaptation time as a share of inference time."""
-    audit: Fraction = 0.05
+    audit: Fraction = 0.02
     """Share of batches also encoded without alignment, to watch the adapter."""
     max_domains: Annotated[int, Field(gt=0, le=64)] = 32
     """Domains that are remembered; each has an adapter of its own."""

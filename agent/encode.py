@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agent import text_tower
-from agent.config import ModelConfig
+from agent.config import LOCAL_DIR, ModelConfig
 from agent.errors import IncompatibleCheckpoint, MissingAsset, ModelError
 from agent.models.vocabulary import CompactTokenizer, Tokenizer
 
@@ -204,7 +204,13 @@ def load(config: ModelConfig) -> Encoder:
     """
     device = _device(config)
     if config.name == "offline":
-        model, preprocess, tokenizer = _load_folder(OFFLINE)
+        model, preprocess, tokenizer = _load_folder(
+            OFFLINE, "reinstall the package or run python -m agent.models.build"
+        )
+    elif config.name.startswith(LOCAL_DIR):
+        model, preprocess, tokenizer = _load_folder(
+            Path(config.name.removeprefix(LOCAL_DIR)), f"model.name is {LOCAL_DIR}FOLDER"
+        )
     else:
         model, preprocess, tokenizer = _load_named(config.name, str(config.pretrained))
     model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
@@ -229,17 +235,23 @@ def _device(config: ModelConfig) -> torch.device:
     return torch.device(kind)
 
 
-def _load_folder(folder: Path) -> tuple[Any, Preprocess, Tokenizer]:
+def _load_folder(folder: Path, advice: str) -> tuple[Any, Preprocess, Tokenizer]:
     """A folder in open_clip's local-dir form; `vocabulary.json` marks a compact vocabulary."""
     if not (folder / "open_clip_config.json").is_file():
-        raise MissingAsset(
-            f"the offline checkpoint is not in {folder}: "
-            "reinstall the package or run python -m agent.models.build"
-        )
-    name = f"local-dir:{folder}"
+        raise MissingAsset(f"there is no open_clip_config.json in {folder}: {advice}")
+    try:
+        config = json.loads((folder / "open_clip_config.json").read_text())
+        if not isinstance(config["model_cfg"], dict) or not isinstance(
+            config["preprocess_cfg"], dict
+        ):
+            raise TypeError("model_cfg and preprocess_cfg are sections")
+    except (ValueError, KeyError, TypeError) as error:
+        raise IncompatibleCheckpoint(
+            f"{folder}/open_clip_config.json is not open_clip's: {error!r}"
+        ) from error
+    name = f"{LOCAL_DIR}{folder}"
     model = _create(name)
-    config = json.loads((folder / "open_clip_config.json").read_text())
-    tokenizer: Tokenizer = open_clip.get_tokenizer(name)
+    tokenizer = _tokenizer(name)
     vocabulary = folder / "vocabulary.json"
     if vocabulary.is_file():
         tokenizer = CompactTokenizer(tokenizer, json.loads(vocabulary.read_text()))

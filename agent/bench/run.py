@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
@@ -41,6 +42,8 @@ class BenchOptions:
     """
 
     images: Path
+    model: str
+    pretrained: str | None
     suites: Sequence[str]
     competitors: Sequence[str]
     label_set: str
@@ -61,7 +64,7 @@ def run_bench(options: BenchOptions, console: Console) -> None:
     _one_of(options.competitors, "competitor", [*COMPETITORS, *ABLATIONS])
     _one_of([options.label_set], "label set", list(LabelSet))
     _one_of([options.precision], "precision", ["fp32", "bf16", "fp16"])
-    base = ModelConfig.model_validate({"precision": options.precision})
+    base = _model(options)
     encoder = encode.load(base)
     names = labelling(LabelSet(options.label_set), options.images)
     preprocess = encoder.preprocess
@@ -112,6 +115,17 @@ def run_bench(options: BenchOptions, console: Console) -> None:
         (options.out / "bench.md").write_text("\n".join(written))
 
 
+def _model(options: BenchOptions) -> ModelConfig:
+    try:
+        return ModelConfig(
+            name=options.model,
+            pretrained=options.pretrained,
+            precision=options.precision,  # type: ignore[arg-type]  # it was looked up
+        )
+    except ValidationError as error:
+        raise AgentError(str(error.errors()[0]["msg"])) from error
+
+
 def _one_of(names: Sequence[str], what: str, known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
@@ -153,6 +167,7 @@ def _about(options: BenchOptions, pool: pools.Pool) -> dict[str, object]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
+        "model": options.model,
         "precision": options.precision,
         "labels": options.label_set,
         "photographs": len(pool.stream),

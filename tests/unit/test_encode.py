@@ -1,4 +1,5 @@
 import functools
+import json
 
 import open_clip
 import pytest
@@ -238,3 +239,42 @@ def test_labels_are_encoded_as_open_clip_does(tmp_path, name):
     expected = encoder._model.encode_text(tokens, normalize=True)
     assert torch.allclose(encoder.encode_labels(LABELS, ["a {}"])[0], expected, atol=1e-5)
     assert encoder.tunes_prompts == (name == NAME)
+
+
+def folder(tmp_path, name=NAME, text=None):
+    """A checkpoint as open_clip saves it in a folder."""
+    described = {"model_cfg": ARCHITECTURE, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(text or json.dumps(described))
+    save_file(weights(name), tmp_path / "open_clip_model.safetensors")
+    return ModelConfig(name=f"local-dir:{tmp_path}", device="cpu")
+
+
+def test_a_folder_is_a_checkpoint(tmp_path, checkpoint):
+    from_folder = load(folder(tmp_path))
+    from_file = load(config(pretrained=checkpoint))
+    features = from_folder.encode_image(pictures(2, 0))
+    assert features.shape == (2, 16)
+    assert torch.equal(
+        from_folder.encode_labels(LABELS, ["a {}"]), from_file.encode_labels(LABELS, ["a {}"])
+    )
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(MissingAsset, match=r"no open_clip_config\.json in .*local-dir:FOLDER"):
+        load(ModelConfig(name=f"local-dir:{tmp_path}", device="cpu"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model_cfg": {}}', '{"model_cfg": 1, "x": 2}'])
+def test_a_folder_whose_description_is_broken_is_refused(tmp_path, text):
+    with pytest.raises(IncompatibleCheckpoint, match="is not open_clip's"):
+        load(folder(tmp_path, text=text))
+
+
+def test_a_folder_whose_weights_do_not_fit_is_refused(tmp_path):
+    with pytest.raises(IncompatibleCheckpoint):
+        load(folder(tmp_path, name="tiny-wide"))
+
+
+def test_a_folder_needs_no_pretrained(tmp_path):
+    with pytest.raises(ValueError, match="has its own weights"):
+        ModelConfig(name=f"local-dir:{tmp_path}", pretrained="openai")
