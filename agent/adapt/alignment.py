@@ -254,17 +254,11 @@ class Alignment:
         else:
             self._reference = reference.to(device)
         self._act: Callable[[_Site, Tensor], Tensor] | None = None
-        self._applied: Affine | None = None
         for site in self._sites:
             if site.is_batch_norm:
                 site.module.register_forward_pre_hook(self._before(site))
             else:
                 site.module.register_forward_hook(self._after(site))
-
-    @property
-    def available(self) -> bool:
-        """Whether the tower has a layer that can be aligned."""
-        return any(site.has_reference for site in self._sites)
 
     def affine(self, moments: Moments) -> Affine:
         """What maps a domain's moments onto the reference's, departures shrunk."""
@@ -280,22 +274,17 @@ class Alignment:
         )
 
     @contextmanager
-    def applied(self, affine: Affine | None) -> Iterator[None]:
-        """Within, every image is aligned by `affine`; None leaves all alone.
+    def applied(self, affine: Affine) -> Iterator[None]:
+        """Within, every image is aligned by `affine`.
 
         It is folded into the layers' own numbers, so that it costs nothing.
         """
-        if affine is None:
-            yield
-            return
         before = []
-        self._applied = affine
         try:
             for site in self._sites:
                 before.append(site.fold(affine.scale[site.span], affine.shift[site.span]))
             yield
         finally:
-            self._applied = None
             for site, numbers in zip(self._sites, before, strict=False):
                 site.unfold(numbers)
 
@@ -306,8 +295,7 @@ class Alignment:
         """Within, one forward pass measures its batch; the result is appended to the list.
 
         Each layer is aligned by what was measured before it goes on (together with `prior`), so
-        that deeper layers are measured as they will be seen. With `align=False` it only looks,
-        which may be inside of `applied`.
+        that deeper layers are measured as they will be seen. With `align=False` it only looks.
         """
         seen: dict[int, tuple[Tensor, Tensor]] = {}
         folded: list[tuple[_Site, tuple[Tensor | None, Tensor | None]]] = []
@@ -319,10 +307,6 @@ class Alignment:
             if len(x) != count:  # not images, as the queries of a pooling layer
                 return x
             here = site.look(x[:: _every(count)])
-            if self._applied is not None and not site.is_batch_norm:
-                # A LayerNorm is seen from behind, where it is aligned already.
-                scale_C, shift_C = self._applied.scale[site.span], self._applied.shift[site.span]
-                here = (here[0] - shift_C) / scale_C, here[1] / scale_C.square()
             seen[site.span.start] = here
             if not align or not site.has_reference:
                 return x

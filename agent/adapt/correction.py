@@ -41,11 +41,12 @@ class CorrectionConfig:
         recent: frames that a new one is compared with.
         margin: the advantage that a correction must have to be used, so that chance does not
             decide.
+        patience: how many times more frames pass before each next gallery than before the last.
         measured: images that the tower is measured on while it answers, once a correction is
             chosen; half as many again after each later round, since the domain may have changed.
+        together: frames in a batch that are measured so; of fewer, too little is known. Where
+            batches stay smaller, galleries are measured instead.
         settled: images after which older statistics fade as new ones come.
-        together: frames in a batch that are aligned by what they have in common with the rest of
-            the domain; fewer are aligned by the domain's statistics alone.
     """
 
     repairs: tuple[Restoration, ...] = tuple(Restoration)
@@ -54,9 +55,10 @@ class CorrectionConfig:
     novelty: float = 0.99
     recent: int = 32
     margin: float = 0.02
-    measured: int = 64
-    settled: int = 512
+    patience: int = 8
+    measured: int = 32
     together: int = 8
+    settled: int = 512
 
 
 class DomainCorrection:
@@ -170,18 +172,13 @@ class Corrector:
             return self._encoder.encode_image(pixels_BCHW)
         restored = self._restored(state, state.chosen, pixels_BCHW)
         moments = state.moments[state.chosen]
-        if state.unmeasured <= 0:
-            with self._alignment.applied(self._affine(state, moments)):
-                features_BD = self._encoder.encode_image(restored)
-        elif len(restored) >= self._config.together:
+        if state.unmeasured > 0 and len(restored) >= self._config.together:
             with self._alignment.measured(moments) as sample:
                 features_BD = self._encoder.encode_image(restored)
             state.sample = sample[0]
         else:
-            affine = self._affine(state, moments)
-            with self._alignment.applied(affine), self._alignment.measured(align=False) as sample:
+            with self._alignment.applied(self._affine(state, moments)):
                 features_BD = self._encoder.encode_image(restored)
-            state.sample = sample[0]
         if bool(torch.isfinite(features_BD).all()):
             return features_BD
         # Frames without features teach nothing, so that the domain would stay broken.
@@ -237,7 +234,7 @@ class Corrector:
         if len(state.gallery) >= self._config.gallery:
             return False
         state.offered += 1
-        every: int = 4 ** min(state.rounds, 3)
+        every: int = self._config.patience ** min(state.rounds, 3)
         return state.offered % every == 0
 
     # -- off the hot path -----------------------------------------------------------------------
@@ -251,13 +248,15 @@ class Corrector:
         """Compare corrections on the gallery, and choose.
 
         The first gallery tries alignment alone, and together with the repair that makes pictures
-        look most normal. Later ones try the best that is not in use, and doing nothing.
+        look most normal. Later ones try the best that is not in use, and doing nothing; what is in
+        use only where it could not be measured while answering.
         """
         pixels = torch.stack([pixels for pixels, _ in state.gallery])
         pixels = pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
         served = torch.stack([feature for _, feature in state.gallery])
         state.gallery.clear()
-        for filtered in (False, True):
+        tried = state.advantages if state.rounds else self._config.repairs
+        for filtered in sorted({how.filters for how in tried}):
             here = Spectrum.of(median3(pixels) if filtered else pixels)
             if not bool(torch.isfinite(here.energy_OA).all()):
                 return Outcome.NON_FINITE
@@ -278,22 +277,23 @@ class Corrector:
                 return Outcome.NON_FINITE
             state.moments[how] = moments if prior is None else prior.merged(moments)
             said[how] = self._information(features_BD)
-        for tried, nats in said.items():
-            if tried is not None:
-                state.advantages.setdefault(tried, Advantage()).add(nats, said[None])
+        for what, nats in said.items():
+            if what is not None:
+                state.advantages.setdefault(what, Advantage()).add(nats, said[None])
         state.rounds += 1
         self._choose(state)
         return Outcome.DECLINED if state.chosen is None else Outcome.ALIGNED
 
     def _trials(self, state: DomainCorrection, pixels: Tensor) -> list[Restoration]:
-        """What is not in use and worth a look."""
+        """What is worth a look."""
         if state.rounds:
-            idle = [how for how in state.advantages if how is not state.chosen]
-            best = max(idle, key=lambda how: state.advantages[how].mean, default=None)
-            if best is None or state.chosen is None:
-                return [] if best is None else [best]
-            hopeless = state.advantages[best].mean < state.advantages[state.chosen].mean / 2
-            return [] if hopeless else [best]
+            chosen, means = state.chosen, {h: a.mean for h, a in state.advantages.items()}
+            trials = [chosen] if chosen is not None and state.unmeasured > 0 else []
+            idle = [how for how in means if how is not chosen]
+            best = max(idle, key=means.__getitem__, default=None)
+            if best is not None and (chosen is None or means[best] >= means[chosen] / 2):
+                trials.append(best)
+            return trials
         some = pixels[::2]
         strangeness = {how: self._strangeness(state, how, some) for how in self._config.repairs}
         return list(

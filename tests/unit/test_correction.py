@@ -115,17 +115,29 @@ def test_each_frame_of_a_batch_gets_its_own_domains_correction(strategy):
         assert torch.allclose(mixed[row], alone, atol=1e-4)
 
 
-@pytest.mark.parametrize("frames", [16, 2])
-def test_answering_measures_a_young_domain(strategy, frames):
+def test_answering_measures_a_young_domain(strategy):
     state = corrected(strategy, NONE)
     before = state.moments[NONE]
-    show(strategy, pictures(frames, 77) * DIM)
+    show(strategy, pictures(16, 77) * DIM)
     after = state.moments[NONE]
-    assert after.count == before.count + frames
+    assert after.count == before.count + 16
     assert not torch.equal(after.mean, before.mean)
     version = strategy.version(1)
-    show(strategy, pictures(frames, 78) * DIM)
+    show(strategy, pictures(16, 78) * DIM)
     assert strategy.version(1) == version + 1
+
+
+def test_frames_that_come_one_by_one_are_measured_on_galleries():
+    strategy = build(patience=1, margin=-1.0)
+    state = learn(strategy, 1)
+    how, seed = state.chosen, 0
+    known = state.moments[how]
+    while state.rounds < 2:
+        show(strategy, pictures(2, 500 + seed) * DIM)
+        assert state.moments[how] is known
+        strategy.learn()
+        seed += 1
+    assert state.moments[how].count == known.count + 16
 
 
 def test_a_domain_that_was_measured_well_is_no_longer_measured():
