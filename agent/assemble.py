@@ -15,6 +15,7 @@ from agent.adapt.budget import Budget
 from agent.adapt.build import STRATEGIES
 from agent.adapt.continual import ContinualConfig
 from agent.adapt.domains import DomainConfig, DomainMemory
+from agent.adapt.fit import Fit, FitConfig
 from agent.adapt.guard import Guard, GuardConfig
 from agent.adapt.strategy import ZeroShot
 from agent.batch import Batcher
@@ -136,6 +137,7 @@ class Parameters:
     continual: ContinualConfig = field(default_factory=ContinualConfig)
     domains: DomainConfig = field(default_factory=DomainConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
 
 
 def recognizer(
@@ -162,6 +164,7 @@ def recognizer(
         thresholds=Thresholds(config.ood.false_alarm_rate, normal.energies if normal else None),
         drift=DriftMonitor(config.drift.window, normal.drift if normal else None),
         guard=Guard(parameters.guard),
+        fit=Fit(parameters.fit),
         budget=Budget(config.adapt.budget, time.monotonic),
         audit=config.adapt.audit,
         metrics=metrics,

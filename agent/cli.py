@@ -165,6 +165,12 @@ def bench(
     competitor: Annotated[
         list[str] | None, typer.Option(help="Who runs; may be given again. [default: everyone]")
     ] = None,
+    model: Annotated[
+        str, typer.Option(help="As model.name in the configuration; or local-dir:FOLDER.")
+    ] = "offline",
+    pretrained: Annotated[
+        str | None, typer.Option(help="As model.pretrained: a hub tag or a checkpoint file.")
+    ] = None,
     labels: Annotated[str, typer.Option(help="all, or fleet: 20 groups.")] = "all",
     frames: Annotated[
         int, typer.Option(min=0, help="Frames of each phase; 0 shows every photograph once.")
@@ -184,7 +190,8 @@ def bench(
 
     The default with a part taken away competes when named: no-alignment, no-repair, no-judge,
     no-prompt-tuning, no-teacher, no-restore, no-diversity, no-anchor, no-domain-memory, no-gate,
-    no-guard; or with another number: strength=1, gallery=8 and more, which a wrong name lists.
+    no-fit, no-guard; or with another number: strength=1, gallery=8 and more, which a wrong name
+    lists.
     """
     from rich.console import Console
 
@@ -196,6 +203,8 @@ def bench(
         ) from error
     options = BenchOptions(
         images=images,
+        model=model,
+        pretrained=pretrained,
         suites=suite or ["continual"],
         competitors=competitor or [],
         label_set=labels,

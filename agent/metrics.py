@@ -136,6 +136,11 @@ class Metrics:
         self.domain_switches = self._counter(
             "domain_switches", "Times a camera changed its domain.", "camera"
         )
+        self.domain_splits = self._counter(
+            "domain_splits",
+            "Times a camera was given a new domain because the correction of its own did not fit.",
+            "camera",
+        )
 
     def _adaptation(self) -> None:
         self.adapter_updates = self._counter(

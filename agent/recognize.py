@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agent.adapt.budget import Budget
 from agent.adapt.domains import Assignment, DomainMemory
+from agent.adapt.fit import Fit
 from agent.adapt.guard import Guard, Reason
 from agent.adapt.strategy import Observation, Strategy, ZeroShot, entropy
 from agent.adapt.style import style
@@ -49,6 +50,7 @@ class Recognizer:
         thresholds: Thresholds,
         drift: DriftMonitor,
         guard: Guard,
+        fit: Fit,
         budget: Budget,
         audit: float,
         metrics: Metrics,
@@ -62,6 +64,7 @@ class Recognizer:
         self._thresholds = thresholds
         self._drift = drift
         self._guard = guard
+        self._fit = fit
         self._budget = budget
         self._audit = audit
         self._audit_due = 0.0
@@ -102,10 +105,14 @@ class Recognizer:
             )
             adapted_BK = self._strategy.step(seen)
             probabilities_BK = torch.nan_to_num(adapted_BK).softmax(dim=-1)
-        source_BK, audited = self._audited(pixels_BCHW, frozen_BK, domains, stages)
+        cameras = [frame.camera for frame in frames]
+        aligned = [row for row, d in enumerate(domains) if self._strategy.encoding(d) != 0]
+        source_BK, audited = self._audited(pixels_BCHW, frozen_BK, cameras, aligned, stages)
         with self._stage("watch", stages):
             zero_shot_BK = frozen_BK.softmax(dim=-1)
             self._guard.observe(domains, probabilities_BK, zero_shot_BK)
+            answered = [row for row in aligned if bool(finite_B[row])]
+            self._watch_fit(cameras, domains, answered, audited, probabilities_BK, source_BK)
             self._watch(frames, assigned, energies_B, unknown_B, probabilities_BK)
             self._watch_drift(
                 [frames[row] for row in sound], features_BD[sound], zero_shot_BK[sound]
@@ -177,25 +184,64 @@ class Recognizer:
         self,
         pixels_BCHW: Tensor,
         frozen_BK: Tensor,
-        domains: Sequence[int],
+        cameras: Sequence[str],
+        aligned: Sequence[int],
         stages: dict[str, float],
     ) -> tuple[Tensor, list[bool]]:
-        """Zero-shot logits by the source encoder where that is known; and where it is."""
-        aligned = [self._strategy.encoding(domain) != 0 for domain in domains]
-        if not any(aligned):
-            return frozen_BK, [True] * len(domains)
+        """Zero-shot logits by the source encoder where that is known; and where it is.
+
+        `aligned` are the rows that were encoded otherwise. All of them are audited at times, and
+        always those of cameras that may be in a domain not theirs.
+        """
+        known = [True] * len(cameras)
+        if not aligned:
+            return frozen_BK, known
         self._audit_due += self._audit
-        if self._audit_due < 1:
-            return frozen_BK, [not each for each in aligned]
-        self._audit_due -= 1
+        rows = [row for row in aligned if self._fit.is_suspect(cameras[row])]
+        if self._audit_due >= 1:
+            self._audit_due -= 1
+            rows = list(aligned)
+        for row in set(aligned) - set(rows):
+            known[row] = False
+        if not rows:
+            return frozen_BK, known
         with self._stage("audit", stages):
-            rows = torch.tensor(
-                [row for row, each in enumerate(aligned) if each], device=frozen_BK.device
-            )
-            source_BK = frozen_BK.clone()
             source_BD = torch.nan_to_num(self._encoder.encode_image(pixels_BCHW[rows]))
+            source_BK = frozen_BK.clone()
             source_BK[rows] = self._zero_shot.logits(source_BD)
-        return source_BK, [True] * len(domains)
+        return source_BK, known
+
+    def _watch_fit(
+        self,
+        cameras: Sequence[str],
+        domains: Sequence[int],
+        aligned: Sequence[int],
+        audited: Sequence[bool],
+        probabilities_BK: Tensor,
+        source_BK: Tensor,
+    ) -> None:
+        """Give cameras whose frames do not fit their domain's correction a domain of their own."""
+        if not aligned:
+            return
+        both = [row for row in aligned if audited[row]]
+        strangers = self._fit.compare(
+            [cameras[row] for row in both],
+            [domains[row] for row in both],
+            probabilities_BK[both],
+            source_BK[both].softmax(dim=-1),
+        )
+        self._fit.observe(
+            [cameras[row] for row in aligned],
+            [domains[row] for row in aligned],
+            probabilities_BK[aligned],
+        )
+        for camera, domain in strangers.items():
+            self._domains.split(camera, domain)
+            self._metrics.domain_splits.labels(self._metrics.camera_label(camera)).inc()
+            _log.info(
+                "the correction of the camera's domain does not fit its frames: it gets a new one",
+                extra={"camera": camera},
+            )
 
     def _retire(self) -> None:
         """Forget what is void.
@@ -207,6 +253,7 @@ class Recognizer:
             encoding = self._strategy.encoding(domain)
             if encoding != self._encodings.get(domain, 0):
                 self._thresholds.forget(domain)
+                self._fit.forget(domain)
             self._encodings[domain] = encoding
         for domain in self._domains.opened():
             if self._strategy.version(domain) > 0:
@@ -214,6 +261,7 @@ class Recognizer:
             self._strategy.reset(domain)
             self._guard.forget(domain)
             self._thresholds.forget(domain)
+            self._fit.forget(domain)
 
     def _protect(self, domains: set[int]) -> None:
         for domain in domains:

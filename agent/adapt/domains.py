@@ -82,7 +82,8 @@ _LEAST_VARIANCE = 0.01
 class _Camera:
     """Which domain it is likely in, (K,), and its last whitened styles, the newest last.
 
-    `frames` of them belong together, as far as is known.
+    `frames` of them belong together, as far as is known. `unfit` is a domain that it is known not
+    to be in, however alike they look, as long as it stays where it is.
     """
 
     def __init__(self, domains: int, frames: int, measures: int) -> None:
@@ -93,6 +94,7 @@ class _Camera:
         self.frames = 0
         self.domain = SOURCE
         self.dissent = 0
+        self.unfit: int | None = None
 
     def take(self, style_S: Array) -> tuple[int, Array]:
         """Remember the newest style; the oldest, and whose it is."""
@@ -109,6 +111,7 @@ class _Camera:
             return False
         self.domain, self.dissent = domain, 0
         self.frames = min(self.frames, patience)  # what was before is another stretch
+        self.unfit = None
         return True
 
     def leave(self, domain: int) -> None:
@@ -116,6 +119,8 @@ class _Camera:
         self.belief[SOURCE] += self.belief[domain]
         self.belief[domain] = 0
         self.owners[self.owners == domain] = SOURCE
+        if self.unfit == domain:
+            self.unfit = None
         if self.domain == domain:
             self.domain, self.dissent = SOURCE, 0
             self.frames = 0  # or cameras would take ids from each other frame by frame
@@ -219,6 +224,21 @@ class DomainMemory:
         opened, self._opened = self._opened, []
         return opened
 
+    def split(self, name: str, domain: int) -> None:
+        """Begin a domain with a camera's last frames, since `domain` turned out not to be theirs.
+
+        Nothing happens where the camera has left it already, or too few frames are known.
+        """
+        camera = self._cameras.get(name)
+        if camera is None or self._gaussians is None or int(camera.belief.argmax()) != domain:
+            return
+        frames = min(camera.frames, max(self.config.stretches))
+        if frames < min(self.config.stretches):
+            return
+        own = self._open(camera, self._gaussians, camera.recent[-frames:])
+        camera.domain, camera.dissent = own, 0
+        camera.unfit = None if own == domain else domain
+
     def assign(self, cameras: tuple[str, ...], styles_BS: Tensor) -> list[Assignment]:
         """Follow each frame's camera; frames are taken in order."""
         return [
@@ -266,9 +286,11 @@ class DomainMemory:
 
     def _filter(self, camera: _Camera, gaussians: _Gaussians, white_S: Array) -> None:
         """One step of the forward algorithm."""
-        known, hazard = gaussians.known, self.config.hazard
+        known, hazard = gaussians.known.copy(), self.config.hazard
+        if camera.unfit is not None:
+            known[camera.unfit] = False
         prior = (1 - hazard) * camera.belief + hazard * known / known.sum()
-        evidence = self.config.trust * gaussians.likelihood(white_S)
+        evidence = np.where(known, self.config.trust * gaussians.likelihood(white_S), -np.inf)
         belief = prior * np.exp(evidence - evidence.max())
         total = belief.sum()
         # Where the camera was sure of what is now impossible, nothing is left to go by.
@@ -284,7 +306,7 @@ class DomainMemory:
                 return later
         return None
 
-    def _open(self, camera: _Camera, gaussians: _Gaussians, stretch_NS: Array) -> None:
+    def _open(self, camera: _Camera, gaussians: _Gaussians, stretch_NS: Array) -> int:
         """A new domain; when all ids are taken, the one unseen for longest gives its id up."""
         free = set(range(SOURCE + 1, self.config.max_domains)) - self._last_seen.keys()
         if free:
@@ -301,3 +323,4 @@ class DomainMemory:
         camera.frames = len(stretch_NS)
         self._last_seen[domain] = self._clock
         self._opened.append(domain)
+        return domain

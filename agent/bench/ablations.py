@@ -10,6 +10,7 @@ from typing import Any
 from agent.adapt.continual import ContinualConfig
 from agent.adapt.correction import CorrectionConfig
 from agent.adapt.domains import DomainConfig
+from agent.adapt.fit import FitConfig
 from agent.adapt.guard import GuardConfig
 from agent.adapt.restore import Restoration
 from agent.assemble import Parameters
@@ -46,6 +47,7 @@ PARTS: dict[str, Ablation] = {
     # All that is not the source is one domain, forgotten whenever a new one opens.
     "no-domain-memory": Ablation(changes={"adapt": {"max_domains": 2}}),
     "no-gate": Ablation(changes={"ood": {"false_alarm_rate": 1e-9}}),
+    "no-fit": Ablation(Parameters(fit=FitConfig(drop=2.0))),
     "no-guard": Ablation(Parameters(guard=GuardConfig(64, -math.inf, -math.inf, math.inf))),
 }
 #: A hyperparameter each, below and above the default.
@@ -56,10 +58,13 @@ CHANGES: dict[str, Ablation] = {
     "gallery=32": _correction(gallery=32),
     "margin=0": _correction(margin=0.0),
     "margin=0.05": _correction(margin=0.05),
-    "measured=32": _correction(measured=32),
-    "measured=256": _correction(measured=256),
+    "measured=16": _correction(measured=16),
+    "measured=128": _correction(measured=128),
     "learning_rate=0.005": _prompt(learning_rate=0.005),
     "learning_rate=0.08": _prompt(learning_rate=0.08),
+    "patience=4": _correction(patience=4),
+    "drop=0.1": Ablation(Parameters(fit=FitConfig(drop=0.1))),
+    "drop=0.4": Ablation(Parameters(fit=FitConfig(drop=0.4))),
     "radius=1.5": Ablation(Parameters(domains=DomainConfig(radius=1.5))),
     "radius=2": Ablation(Parameters(domains=DomainConfig(radius=2.0))),
 }

@@ -179,3 +179,43 @@ def test_eviction_does_not_count_as_seeing_a_camera():
     see(domains, NIGHT, 30, camera="north")
     see(domains, FOG, 30, camera="south")  # evicts the night
     assert list(domains._cameras._LRUCache__order) == ["east", "west", "north", "south"]
+
+
+def test_a_camera_may_be_given_a_domain_of_its_own():
+    domains = memory()
+    see(domains, NIGHT, 30, camera="east")
+    see(domains, NIGHT, 30, camera="west", seed=1)
+    domains.opened()
+    domains.split("west", 1)
+    assert domains.opened() == [2]
+    assert set(see(domains, NIGHT, 30, camera="west", seed=2)) == {2}  # however alike
+    assert see(domains, NIGHT, 1, camera="east", seed=2) == [1]
+    domains.split("west", 1)  # which it has left
+    assert domains.domains == [SOURCE, 1, 2]
+
+
+def test_a_domain_that_did_not_fit_may_do_so_later():
+    domains = memory()
+    see(domains, NIGHT, 40)
+    domains.split("cam", 1)
+    see(domains, NIGHT, 30)
+    see(domains, 0.0, 30)
+    assert see(domains, NIGHT, 30)[-1] in (1, 2)
+    assert domains._cameras["cam"].unfit is None
+
+
+def test_the_last_id_may_be_split_off_itself():
+    domains = memory(max_domains=2)
+    see(domains, NIGHT, 40)
+    domains.split("cam", 1)
+    assert set(see(domains, NIGHT, 30)) == {1}
+
+
+@pytest.mark.parametrize("frames", [0, 3])
+def test_a_camera_of_which_little_was_seen_is_not_split_off(frames):
+    domains = memory()
+    see(domains, NIGHT, 30, camera="east")
+    if frames:
+        see(domains, NIGHT, frames, camera="west")
+    domains.split("west", 1)
+    assert domains.domains == [SOURCE, 1]

@@ -6,6 +6,7 @@ import torch
 from agent.adapt.budget import Budget
 from agent.adapt.continual import Continual
 from agent.adapt.domains import Assignment, DomainConfig, DomainMemory
+from agent.adapt.fit import Fit, FitConfig
 from agent.adapt.frozen import Frozen
 from agent.adapt.guard import Guard, GuardConfig
 from agent.adapt.strategy import Outcome
@@ -27,6 +28,10 @@ class Known:
 
     def __init__(self, opened=()):
         self.fresh = list(opened)
+        self.split_off = []
+
+    def split(self, camera, domain):
+        self.split_off.append((camera, domain))
 
     def assign(self, cameras, styles):
         return [Assignment(int(camera), 0.5) for camera in cameras]
@@ -81,6 +86,7 @@ def build(strategy=None, clock=None, **parts):
         "thresholds": Thresholds(0.05, EnergyReference.of(torch.tensor([math.inf]))),
         "drift": drift,
         "guard": Guard(GuardConfig(frames=8)),
+        "fit": Fit(FitConfig(frames=8)),
         "budget": Budget(0.1, clock),
         "audit": 0.0,
         "metrics": Metrics(10),
@@ -162,6 +168,23 @@ def test_an_audited_frame_has_the_label_of_the_source_model():
     assert [v.frozen_encoder for v in aligned] == ["aligned"] * 4 + ["source"] * 2
     assert [v.frozen.label for v in aligned[:4]] != best[:4]
     assert [v.frozen.label for v in aligned[4:]] == best[4:]
+
+
+def test_a_camera_whose_correction_says_less_than_none_gets_a_domain_of_its_own():
+    domains = Known()
+    mute = Spy(ENCODER, spoil=lambda features: features.mean(dim=0, keepdim=True) + 0 * features)
+    recognizer = build(mute, domains=domains, audit=1.0)
+    recognizer.recognize(frames(8, camera="1"))
+    assert domains.split_off == [("1", 1)]
+    assert sample(recognizer, "tta_domain_splits_total", camera="1") == 1.0
+
+
+def test_a_suspect_is_audited_and_others_are_not():
+    recognizer = build(Spy(ENCODER))
+    some = [*frames(2, camera="1"), *frames(2, seed=1, camera="2")]
+    recognizer._fit.is_suspect = lambda camera: camera == "2"
+    told = [verdict.frozen_encoder for verdict in recognizer.recognize(some)]
+    assert told == ["aligned", "aligned", "source", "source"]
 
 
 def test_unknown_frames_are_not_admitted():
