@@ -107,12 +107,19 @@ class Recognizer:
             probabilities_BK = torch.nan_to_num(adapted_BK).softmax(dim=-1)
         cameras = [frame.camera for frame in frames]
         aligned = [row for row, d in enumerate(domains) if self._strategy.encoding(d) != 0]
+        answered = [row for row in aligned if bool(finite_B[row])]
+        self._fit.observe(
+            [cameras[row] for row in answered],
+            [domains[row] for row in answered],
+            probabilities_BK[answered],
+        )
         source_BK, audited = self._audited(pixels_BCHW, frozen_BK, cameras, aligned, stages)
+        both = [row for row in answered if audited[row]]
+        strangers = self._strangers(cameras, domains, both, probabilities_BK, source_BK)
+        probabilities_BK[strangers] = source_BK[strangers].softmax(dim=-1)
         with self._stage("watch", stages):
             zero_shot_BK = frozen_BK.softmax(dim=-1)
             self._guard.observe(domains, probabilities_BK, zero_shot_BK)
-            answered = [row for row in aligned if bool(finite_B[row])]
-            self._watch_fit(cameras, domains, answered, audited, probabilities_BK, source_BK)
             self._watch(frames, assigned, energies_B, unknown_B, probabilities_BK)
             self._watch_drift(
                 [frames[row] for row in sound], features_BD[sound], zero_shot_BK[sound]
@@ -211,37 +218,35 @@ class Recognizer:
             source_BK[rows] = self._zero_shot.logits(source_BD)
         return source_BK, known
 
-    def _watch_fit(
+    def _strangers(
         self,
         cameras: Sequence[str],
         domains: Sequence[int],
-        aligned: Sequence[int],
-        audited: Sequence[bool],
+        both: Sequence[int],
         probabilities_BK: Tensor,
         source_BK: Tensor,
-    ) -> None:
-        """Give cameras whose frames do not fit their domain's correction a domain of their own."""
-        if not aligned:
-            return
-        both = [row for row in aligned if audited[row]]
-        strangers = self._fit.compare(
+    ) -> list[int]:
+        """Rows that another domain's correction ruined; their cameras get domains of their own.
+
+        `both` are the rows that were answered both ways.
+        """
+        if not both:
+            return []
+        found = self._fit.compare(
             [cameras[row] for row in both],
             [domains[row] for row in both],
             probabilities_BK[both],
             source_BK[both].softmax(dim=-1),
         )
-        self._fit.observe(
-            [cameras[row] for row in aligned],
-            [domains[row] for row in aligned],
-            probabilities_BK[aligned],
-        )
-        for camera, domain in strangers.items():
+        for camera, domain in found.items():
             self._domains.split(camera, domain)
             self._metrics.domain_splits.labels(self._metrics.camera_label(camera)).inc()
             _log.info(
-                "the correction of the camera's domain does not fit its frames: it gets a new one",
+                "the correction of domain %d does not fit the camera's frames: it gets a new one",
+                domain,
                 extra={"camera": camera},
             )
+        return [row for row in both if found.get(cameras[row]) == domains[row]]
 
     def _retire(self) -> None:
         """Forget what is void.

@@ -174,7 +174,10 @@ def test_a_camera_whose_correction_says_less_than_none_gets_a_domain_of_its_own(
     domains = Known()
     mute = Spy(ENCODER, spoil=lambda features: features.mean(dim=0, keepdim=True) + 0 * features)
     recognizer = build(mute, domains=domains, audit=1.0)
-    recognizer.recognize(frames(8, camera="1"))
+    some = frames(8, camera="1")
+    verdicts = recognizer.recognize(some)
+    best = [LABELS[k] for k in source_logits(some).argmax(-1).tolist()]
+    assert [verdict.top[0].label for verdict in verdicts] == best  # at once
     assert domains.split_off == [("1", 1)]
     assert sample(recognizer, "tta_domain_splits_total", camera="1") == 1.0
 
