@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from agent.adapt.alignment import MEASURED_IMAGES, Alignment, Moments
+from agent.adapt.information import FalseAdvantage, advantage, information
 from agent.adapt.reference import Reference
 from agent.adapt.restore import Spectrum
 from agent.adapt.strategy import ZeroShot
@@ -33,7 +34,7 @@ from agent.score.drift import DriftReference
 from agent.score.ood import energy
 from agent.score.threshold import EnergyReference
 
-FORMAT = "tta-calibration-3"
+FORMAT = "tta-calibration-4"
 #: Fewer frames than this say too little of what is normal.
 MIN_FRAMES = 16
 #: Features kept for the drift reference.
@@ -67,6 +68,9 @@ class Calibration:
             "drift.probabilities": self.drift.probabilities_NK,
             "spectrum.energy": self.reference.spectrum.energy_OA,
             "spectrum.level": self.reference.spectrum.level_A,
+            "false_advantage": torch.tensor(
+                [self.reference.false_advantage.mean, self.reference.false_advantage.deviation]
+            ),
         }
         moments = self.reference.moments.tensors()
         tensors |= {f"moments.{name}": tensor for name, tensor in moments.items()}
@@ -158,7 +162,7 @@ def calibrate(
         spectrum = colours if spectrum is None else spectrum.merged(colours)
         views.append(encoder.encode_image(_other_view(pixels_BCHW)))
         styles.append(style(pixels_BCHW))
-        progress(min(start + BATCH, len(images)), len(images))
+        progress(min(start + BATCH, len(images)), 2 * len(images))
     features_ND, views_ND = torch.cat(features), torch.cat(views)
     temperature = fit_temperature(zero_shot.logits(features_ND), zero_shot.logits(views_ND))
     logits_NK = zero_shot.logits(features_ND) / temperature
@@ -166,13 +170,27 @@ def calibrate(
     # Unreachable with MIN_FRAMES > 0; keeps the type honest.
     if moments is None or spectrum is None:
         raise InvalidConfig(["calibration needs images"])
+    alignment, advantages = Alignment(encoder.visual, moments), []
+    for start in range(0, len(images) - BATCH + 1, BATCH):  # whole galleries
+        with alignment.measured():
+            aligned_BD = encoder.encode_image(encoder.to_device(images[start : start + BATCH]))
+        aligned_BK = (zero_shot.logits(aligned_BD) / temperature).softmax(dim=-1)
+        plain_BK = logits_NK[start : start + BATCH].softmax(dim=-1)
+        advantages.append(advantage(information(aligned_BK), information(plain_BK)))
+        progress(len(images) + start + BATCH, 2 * len(images))
+    progress(2 * len(images), 2 * len(images))
     return Calibration(
         subject=subject,
         frames=len(images),
         temperature=temperature,
         energies=EnergyReference.of(energy(logits_NK)),
         drift=DriftReference(kept.cpu(), logits_NK[:MAX_FEATURES].softmax(-1).cpu()),
-        reference=Reference(moments, spectrum, StyleReference.of(torch.cat(styles).cpu())),
+        reference=Reference(
+            moments,
+            spectrum,
+            StyleReference.of(torch.cat(styles).cpu()),
+            FalseAdvantage.of(advantages),
+        ),
     )
 
 
@@ -180,7 +198,8 @@ def _reference(tensors: dict[str, Tensor], frames: int) -> Reference:
     moments = Moments.named(tensors, "moments.", frames)
     spectrum = Spectrum(tensors["spectrum.energy"], tensors["spectrum.level"], frames)
     styles = StyleReference(tensors["style.mean"], tensors["style.whitening"], frames)
-    return Reference(moments, spectrum, styles)
+    false_advantage = FalseAdvantage(*tensors["false_advantage"].tolist())
+    return Reference(moments, spectrum, styles, false_advantage)
 
 
 def fit_temperature(first_NK: Tensor, second_NK: Tensor) -> float:

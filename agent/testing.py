@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from agent.adapt.alignment import Alignment
+from agent.adapt.information import FalseAdvantage
 from agent.adapt.reference import Reference
 from agent.adapt.restore import Spectrum
 from agent.adapt.strategy import ZeroShot
@@ -80,7 +81,12 @@ def tiny_reference(encoder: Encoder, seed: int = 0) -> Reference:
     normal = pictures(64, seed)
     with Alignment(encoder.visual).measured(align=False) as measured:
         encoder.encode_image(normal)
-    return Reference(measured[0].moments(), Spectrum.of(normal), StyleReference.of(style(normal)))
+    return Reference(
+        measured[0].moments(),
+        Spectrum.of(normal),
+        StyleReference.of(style(normal)),
+        FalseAdvantage(0.0, 0.0),
+    )
 
 
 def tiny_zero_shot(encoder: Encoder) -> ZeroShot:

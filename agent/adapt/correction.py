@@ -39,8 +39,8 @@ class CorrectionConfig:
         gallery: frames on which corrections are judged at a time.
         novelty: a frame counts as another if its cosine to each recent one is below this.
         recent: frames that a new one is compared with.
-        margin: the advantage that a correction must have to be used, so that chance does not
-            decide.
+        margin: the advantage that a correction must have to be used, beyond what it would seem to
+            have on normal frames.
         patience: how many times more frames pass before each next gallery than before the last.
         measured: images that the tower is measured on while it answers, once a correction is
             chosen; half as many again after each later round, since the domain may have changed.
@@ -309,15 +309,23 @@ class Corrector:
 
     def _choose(self, state: DomainCorrection) -> None:
         """Use the simplest that is within the margin of the best; nothing is simplest."""
-        means = {how: advantage.mean for how, advantage in state.advantages.items()}
-        best = max(means.values())
-        if best <= self._config.margin:
+        best = max(state.advantages.values(), key=lambda advantage: advantage.mean)
+        if best.mean <= self._config.margin + self._false_advantage(best.weight):
             state.withdraw()
             return
-        enough = best - max(0.0, self._config.margin)
-        state.chosen = next(how for how in Restoration if means.get(how, -math.inf) >= enough)
+        enough = best.mean - max(0.0, self._config.margin)
+        state.chosen = next(
+            how
+            for how in Restoration
+            if how in state.advantages and state.advantages[how].mean >= enough
+        )
         state.affine = None
         state.unmeasured = self._config.measured // (1 if state.rounds == 1 else 2)
+
+    def _false_advantage(self, galleries: float) -> float:
+        if self._reference is None:
+            return 0.0
+        return max(0.0, self._reference.false_advantage.bound(galleries))
 
     def _aged(self, measured: _Measured) -> _Measured:
         return replace(measured, count=min(measured.count, self._config.settled))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
 import torch
 from torch import Tensor
 
@@ -17,11 +22,39 @@ def information(probabilities_BK: Tensor) -> float:
     return float(entropy(probabilities_BK.mean(dim=0)) - entropy(probabilities_BK).mean())
 
 
-class Advantage:
-    """A fading average of how much more the answers say with a correction than without.
+def advantage(corrected: float, plain: float) -> float:
+    """How much more answers say with a correction than without, both in nats.
 
-    Both are measured on the same frames, so that easy ones do not pass for good corrections. In
-    nats, and relatively where the answers say more than one nat without.
+    In nats, and relatively where the answers say more than one nat without.
+    """
+    return (corrected - plain) / max(1.0, plain)
+
+
+@dataclass(frozen=True, slots=True)
+class FalseAdvantage:
+    """The advantage of a correction on galleries of normal frames, where nothing is to be gained.
+
+    With few labels it is seldom zero: answers get surer and no better.
+    """
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, advantages: Sequence[float]) -> FalseAdvantage:
+        """Measured on galleries; of a single one, the deviation is taken for the mean's size."""
+        mean = fmean(advantages)
+        return cls(mean, stdev(advantages) if len(advantages) > 1 else abs(mean))
+
+    def bound(self, galleries: float) -> float:
+        """What chance will hardly exceed on so many galleries: two standard errors above."""
+        return self.mean + 2 * self.deviation / math.sqrt(max(1.0, galleries))
+
+
+class Advantage:
+    """A fading average of `advantage` over galleries.
+
+    Both answers are of the same frames, so that easy ones do not pass for good corrections.
     """
 
     def __init__(self, mean: float = 0.0, weight: float = 0.0) -> None:
@@ -31,8 +64,7 @@ class Advantage:
     def add(self, corrected: float, plain: float, fade: float = 0.85) -> None:
         """Take in a gallery's information, in nats; older galleries fade by the factor `fade`."""
         self.weight = fade * self.weight + 1
-        gain = (corrected - plain) / max(1.0, plain)
-        self.mean += (gain - self.mean) / self.weight
+        self.mean += (advantage(corrected, plain) - self.mean) / self.weight
 
     def state(self) -> Tensor:
         """As a tensor."""

@@ -7,18 +7,28 @@ from dataclasses import dataclass
 import torch
 
 from agent.adapt.alignment import Moments
+from agent.adapt.information import FalseAdvantage
 from agent.adapt.restore import Spectrum
 from agent.adapt.style import StyleReference
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Measured by `calibrate`: what the normalisation layers see, the spectrum, the style."""
+    """Measured by `calibrate`: what the normalisation layers see, the spectrum, the style.
+
+    `false_advantage` is what alignment seems to gain there.
+    """
 
     moments: Moments
     spectrum: Spectrum
     style: StyleReference
+    false_advantage: FalseAdvantage
 
     def to(self, device: torch.device) -> Reference:
         """The same on another device."""
-        return Reference(self.moments.to(device), self.spectrum.to(device), self.style.to(device))
+        return Reference(
+            self.moments.to(device),
+            self.spectrum.to(device),
+            self.style.to(device),
+            self.false_advantage,
+        )

@@ -106,8 +106,8 @@ def test_moments_are_those_of_all_images_in_whatever_batches(architecture):
     calibration = calibrate(encoder, tiny_zero_shot(encoder), images(64), "s")
     assert calibration.reference.moments.count == 64
     assert float(calibration.reference.moments.variance.std()) > 0
-    if seen:  # every second pass is of the other views
-        mean = torch.stack(seen[::2]).mean(dim=0)
+    if seen:  # every second pass is of the other views, and the last four are aligned
+        mean = torch.stack(seen[:8:2]).mean(dim=0)
         assert torch.allclose(calibration.reference.moments.mean[-len(mean) :], mean, atol=1e-5)
 
 
@@ -122,7 +122,17 @@ def test_energies_are_those_of_the_tempered_logits(calibration):
 def test_progress_is_told_to_the_end():
     told = []
     make(progress=lambda done, total: told.append((done, total)))
-    assert told == [(16, 40), (32, 40), (40, 40)]
+    assert told == [(16, 80), (32, 80), (40, 80), (56, 80), (72, 80), (80, 80)]
+
+
+def test_what_alignment_seems_to_gain_on_normal_frames_is_measured_and_kept(calibration, tmp_path):
+    chance = calibration.reference.false_advantage
+    assert abs(chance.mean) < 0.5
+    assert 0 < chance.deviation < 0.5
+    calibration.save(tmp_path / "c.safetensors")
+    loaded = Calibration.load(tmp_path / "c.safetensors", calibration.subject)
+    assert loaded.reference.false_advantage.mean == pytest.approx(chance.mean)
+    assert loaded.reference.false_advantage.deviation == pytest.approx(chance.deviation)
 
 
 def opinions(n, right, scale, seed=0):

@@ -1,12 +1,14 @@
 """Repair and alignment of a domain, as `continual` uses them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from agent.adapt.alignment import Moments
 from agent.adapt.continual import Continual, ContinualConfig
 from agent.adapt.correction import CorrectionConfig
-from agent.adapt.information import Advantage
+from agent.adapt.information import Advantage, FalseAdvantage
 from agent.adapt.restore import Restoration
 from agent.adapt.strategy import Observation, Outcome
 from agent.testing import ARCHITECTURES, pictures, tiny_encoder, tiny_reference, tiny_zero_shot
@@ -95,6 +97,17 @@ def test_a_correction_is_used_while_it_has_an_advantage_beyond_the_margin(strate
     state.advantages[NONE] = Advantage(0.01, 1.0)
     choose(state)
     assert (state.chosen, state.encoding) == (None, 0)
+
+
+def test_what_a_correction_seems_to_gain_on_normal_frames_does_not_count(strategy):
+    state = learn(strategy)
+    corrector = strategy._corrector
+    chance = FalseAdvantage(mean=0.04, deviation=0.03)
+    corrector._reference = replace(corrector._reference, false_advantage=chance)
+    for mean, galleries, chosen in ((0.11, 1, None), (0.13, 1, NONE), (0.10, 4, NONE)):
+        state.advantages = {NONE: Advantage(mean, float(galleries))}
+        corrector._choose(state)
+        assert state.chosen is chosen
 
 
 def test_a_correction_brings_features_back(strategy):

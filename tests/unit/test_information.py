@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from agent.adapt.information import Advantage, information
+from agent.adapt.information import Advantage, FalseAdvantage, information
 
 
 def test_sure_answers_that_differ_say_most():
@@ -32,3 +32,14 @@ def test_an_advantage_fades():
         advantage.add(corrected, 0.0, fade=0.5)
     assert advantage.mean == pytest.approx(0.5 / 1.5)
     assert Advantage(*advantage.state().tolist()).mean == advantage.mean
+
+
+def test_a_false_advantage_is_bounded_the_closer_the_more_galleries_there_are():
+    chance = FalseAdvantage.of([0.02, 0.04, 0.06])
+    assert chance == FalseAdvantage(pytest.approx(0.04), pytest.approx(0.02))
+    assert chance.bound(1) == pytest.approx(0.08)
+    assert chance.bound(4) == pytest.approx(0.06)
+
+
+def test_of_one_gallery_the_deviation_is_guessed():
+    assert FalseAdvantage.of([-0.03]).bound(1) == pytest.approx(0.03)
