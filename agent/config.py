@@ -265,7 +265,8 @@ class AdaptConfig(Section):
     budget: Fraction = 0.10
     """Adaptation time as a share of inference time."""
     audit: Fraction = 0.02
-    """Share of batches also encoded without alignment, to watch the adapter."""
+    """Share of batches also encoded without alignment, to watch the adapter; frames that seem to be
+    in a domain not theirs always are."""
     max_domains: Annotated[int, Field(gt=0, le=64)] = 32
     """Domains that are remembered; each has an adapter of its own."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -254,7 +254,10 @@ def _load_folder(folder: Path, advice: str) -> tuple[Any, Preprocess, Tokenizer]
     tokenizer = _tokenizer(name)
     vocabulary = folder / "vocabulary.json"
     if vocabulary.is_file():
-        tokenizer = CompactTokenizer(tokenizer, json.loads(vocabulary.read_text()))
+        try:
+            tokenizer = CompactTokenizer(tokenizer, json.loads(vocabulary.read_text()))
+        except (ValueError, TypeError) as error:
+            raise IncompatibleCheckpoint(f"{vocabulary} is no list of tokens: {error}") from error
     crop_ratio = config["preprocess_cfg"].get("crop_ratio", 1.0)
     return model, _preprocess(model, crop_ratio), tokenizer
 

@@ -113,13 +113,18 @@ class Recognizer:
             [domains[row] for row in answered],
             probabilities_BK[answered],
         )
-        source_BK, audited = self._audited(pixels_BCHW, frozen_BK, cameras, aligned, stages)
-        both = [row for row in answered if audited[row]]
-        strangers = self._strangers(cameras, domains, both, probabilities_BK, source_BK)
-        probabilities_BK[strangers] = source_BK[strangers].softmax(dim=-1)
+        source_BK, audited = self._audited(
+            pixels_BCHW, frozen_BK, cameras, domains, aligned, stages
+        )
         with self._stage("watch", stages):
+            both = [row for row in answered if audited[row]]
+            ruined = self._ruined(cameras, domains, both, probabilities_BK, source_BK)
+            probabilities_BK[ruined] = source_BK[ruined].softmax(dim=-1)
             zero_shot_BK = frozen_BK.softmax(dim=-1)
-            self._guard.observe(domains, probabilities_BK, zero_shot_BK)
+            fair = [row for row in range(len(frames)) if row not in set(ruined)]
+            self._guard.observe(
+                [domains[row] for row in fair], probabilities_BK[fair], zero_shot_BK[fair]
+            )
             self._watch(frames, assigned, energies_B, unknown_B, probabilities_BK)
             self._watch_drift(
                 [frames[row] for row in sound], features_BD[sound], zero_shot_BK[sound]
@@ -192,6 +197,7 @@ class Recognizer:
         pixels_BCHW: Tensor,
         frozen_BK: Tensor,
         cameras: Sequence[str],
+        domains: Sequence[int],
         aligned: Sequence[int],
         stages: dict[str, float],
     ) -> tuple[Tensor, list[bool]]:
@@ -204,7 +210,7 @@ class Recognizer:
         if not aligned:
             return frozen_BK, known
         self._audit_due += self._audit
-        rows = [row for row in aligned if self._fit.is_suspect(cameras[row])]
+        rows = [row for row in aligned if self._fit.is_suspect(cameras[row], domains[row])]
         if self._audit_due >= 1:
             self._audit_due -= 1
             rows = list(aligned)
@@ -218,7 +224,7 @@ class Recognizer:
             source_BK[rows] = self._zero_shot.logits(source_BD)
         return source_BK, known
 
-    def _strangers(
+    def _ruined(
         self,
         cameras: Sequence[str],
         domains: Sequence[int],
@@ -239,7 +245,8 @@ class Recognizer:
             source_BK[both].softmax(dim=-1),
         )
         for camera, domain in found.items():
-            self._domains.split(camera, domain)
+            if not self._domains.split(camera, domain):
+                continue
             self._metrics.domain_splits.labels(self._metrics.camera_label(camera)).inc()
             _log.info(
                 "the correction of domain %d does not fit the camera's frames: it gets a new one",

@@ -100,7 +100,8 @@ class Verdict:
 
     Attributes:
         subject: what the frame is called at its origin, if the record says so.
-        top: labels by falling probability, by the adapted model.
+        top: labels by falling probability, by the adapted model; by the source model where the
+            adapted one turned out to be another domain's.
         frozen: the label of the zero-shot prompt, which no adaptation ever touches.
         frozen_encoder: the encoder `frozen` was computed with: "source" (the model as it was
             loaded) or "aligned" (with the domain's statistics; one matrix product, not a second

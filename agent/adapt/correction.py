@@ -274,6 +274,8 @@ class Corrector:
             moments = sample[0].moments()
             if not _is_finite(moments):
                 state.moments.pop(how, None)
+                if how is state.chosen:
+                    state.withdraw()
                 return Outcome.NON_FINITE
             state.moments[how] = moments if prior is None else prior.merged(moments)
             said[how] = self._information(features_BD)

@@ -82,8 +82,8 @@ _LEAST_VARIANCE = 0.01
 class _Camera:
     """Which domain it is likely in, (K,), and its last whitened styles, the newest last.
 
-    `frames` of them belong together, as far as is known. `unfit` is a domain that it is known not
-    to be in, however alike they look, as long as it stays where it is.
+    `frames` of them belong together, as far as is known. `unfit` are domains that turned out not to
+    be its own, however alike they look.
     """
 
     def __init__(self, domains: int, frames: int, measures: int) -> None:
@@ -94,7 +94,7 @@ class _Camera:
         self.frames = 0
         self.domain = SOURCE
         self.dissent = 0
-        self.unfit: int | None = None
+        self.unfit: set[int] = set()
 
     def take(self, style_S: Array) -> tuple[int, Array]:
         """Remember the newest style; the oldest, and whose it is."""
@@ -111,7 +111,6 @@ class _Camera:
             return False
         self.domain, self.dissent = domain, 0
         self.frames = min(self.frames, patience)  # what was before is another stretch
-        self.unfit = None
         return True
 
     def leave(self, domain: int) -> None:
@@ -119,8 +118,7 @@ class _Camera:
         self.belief[SOURCE] += self.belief[domain]
         self.belief[domain] = 0
         self.owners[self.owners == domain] = SOURCE
-        if self.unfit == domain:
-            self.unfit = None
+        self.unfit.discard(domain)
         if self.domain == domain:
             self.domain, self.dissent = SOURCE, 0
             self.frames = 0  # or cameras would take ids from each other frame by frame
@@ -224,20 +222,21 @@ class DomainMemory:
         opened, self._opened = self._opened, []
         return opened
 
-    def split(self, name: str, domain: int) -> None:
+    def split(self, name: str, domain: int) -> bool:
         """Begin a domain with a camera's last frames, since `domain` turned out not to be theirs.
 
-        Nothing happens where the camera has left it already, or too few frames are known.
+        False where the camera has left it already, or too few frames are known.
         """
         camera = self._cameras.get(name)
         if camera is None or self._gaussians is None or int(camera.belief.argmax()) != domain:
-            return
+            return False
         frames = min(camera.frames, max(self.config.stretches))
         if frames < min(self.config.stretches):
-            return
+            return False
         own = self._open(camera, self._gaussians, camera.recent[-frames:])
         camera.domain, camera.dissent = own, 0
-        camera.unfit = None if own == domain else domain
+        camera.unfit |= {domain} - {own}
+        return True
 
     def assign(self, cameras: tuple[str, ...], styles_BS: Tensor) -> list[Assignment]:
         """Follow each frame's camera; frames are taken in order."""
@@ -287,8 +286,7 @@ class DomainMemory:
     def _filter(self, camera: _Camera, gaussians: _Gaussians, white_S: Array) -> None:
         """One step of the forward algorithm."""
         known, hazard = gaussians.known.copy(), self.config.hazard
-        if camera.unfit is not None:
-            known[camera.unfit] = False
+        known[list(camera.unfit)] = False
         prior = (1 - hazard) * camera.belief + hazard * known / known.sum()
         evidence = np.where(known, self.config.trust * gaussians.likelihood(white_S), -np.inf)
         belief = prior * np.exp(evidence - evidence.max())

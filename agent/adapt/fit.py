@@ -3,8 +3,9 @@
 Styles tell domains apart at nearly no cost, but not always; and pictures that get the correction of
 another domain are answered worse than with none. The answers show it: they say much less of the
 frames than the domain's answers usually do. But so do those of a camera that looks at one thing for
-a while. Suspicious frames are therefore encoded by the source model as well, where what they show
-cancels: if the uncorrected answers say much more, the correction is another domain's.
+a while. Suspicious frames are therefore encoded by the source model as well. The correction is
+another domain's if the plain answers say much more and are also surer one by one: right answers on
+one thing say less than wrong ones that differ, but are surer.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from agent.adapt.strategy import entropy
 
-#: Cameras watched at a time; each costs a few vectors as long as the label list.
-MAX_CAMERAS = 1024
+#: Cameras in domains watched at a time; each costs a few vectors as long as the label list.
+MAX_WATCHED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +28,14 @@ class FitConfig:
 
     Attributes:
         frames: answers that are weighed at a time.
-        drop: share of the usual information that must be missing.
+        drop: share of the information that must be missing.
+        least: nats that must be missing, since of nothing a share is chance.
         memory: windows of which the usual information is a running mean.
     """
 
     frames: int = 16
     drop: float = 0.2
+    least: float = 0.05
     memory: int = 16
 
 
@@ -50,15 +53,20 @@ class _Window:
         self.frames += 1
 
     @property
+    def vagueness(self) -> float:
+        return self.entropy / max(1, self.frames)
+
+    @property
     def information(self) -> float:
         if self.sum_K is None:
             return 0.0
-        return float(entropy(self.sum_K / self.frames)) - self.entropy / self.frames
+        return float(entropy(self.sum_K / self.frames)) - self.vagueness
 
 
-class _Camera:
-    def __init__(self, domain: int) -> None:
-        self.domain = domain
+class _Watched:
+    """A camera in a domain."""
+
+    def __init__(self) -> None:
         self.answers = _Window()
         self.corrected, self.plain = _Window(), _Window()  # of the same frames
         self.is_suspect = False
@@ -72,20 +80,20 @@ class Fit:
     def __init__(self, config: FitConfig) -> None:
         self._config = config
         self._usual: dict[int, float] = {}
-        self._cameras: LRUCache[str, _Camera] = LRUCache(MAX_CAMERAS)
+        self._watched: LRUCache[tuple[str, int], _Watched] = LRUCache(MAX_WATCHED)
 
-    def is_suspect(self, camera: str) -> bool:
+    def is_suspect(self, camera: str, domain: int) -> bool:
         """Whether this camera's frames should be encoded by the source model as well."""
-        watched = self._cameras.get(camera)
+        watched = self._watched.get((camera, domain))
         return watched is not None and watched.is_suspect
 
     def observe(self, cameras: Sequence[str], domains: Sequence[int], answers_BK: Tensor) -> None:
         """Take in the probabilities of corrected frames."""
         for camera, domain, answer_K in zip(cameras, domains, answers_BK, strict=True):
-            watched = self._watched(camera, domain)
+            watched = self._watched.setdefault((camera, domain), _Watched())
             watched.answers.add(answer_K)
             if watched.answers.frames >= self._config.frames:
-                self._weigh(watched)
+                self._weigh(watched, domain)
 
     def compare(
         self,
@@ -102,14 +110,17 @@ class Fit:
         for camera, domain, corrected_K, plain_K in zip(
             cameras, domains, corrected_BK, plain_BK, strict=True
         ):
-            watched = self._watched(camera, domain)
+            watched = self._watched.setdefault((camera, domain), _Watched())
             watched.corrected.add(corrected_K)
             watched.plain.add(plain_K)
             if watched.plain.frames < self._config.frames:
                 continue
-            if watched.corrected.information < (1 - self._config.drop) * watched.plain.information:
+            if (
+                self._says_less(watched.corrected.information, watched.plain.information)
+                and watched.corrected.vagueness > watched.plain.vagueness
+            ):
                 strangers[camera] = domain
-                self._cameras.pop(camera)
+                self._watched.pop((camera, domain))
             elif watched.is_suspect:
                 watched.is_suspect = False
                 watched.pause = 2**watched.unfounded
@@ -120,22 +131,20 @@ class Fit:
     def forget(self, domain: int) -> None:
         """The domain is corrected otherwise from now on, or is another."""
         self._usual.pop(domain, None)
-        for camera in [name for name, seen in self._cameras.items() if seen.domain == domain]:
-            self._cameras.pop(camera)
+        for key in list(self._watched):
+            if key[1] == domain:
+                self._watched.pop(key)
 
-    def _watched(self, camera: str, domain: int) -> _Camera:
-        watched = self._cameras.get(camera)
-        if watched is None or watched.domain != domain:
-            watched = self._cameras[camera] = _Camera(domain)
-        return watched
-
-    def _weigh(self, watched: _Camera) -> None:
+    def _weigh(self, watched: _Watched, domain: int) -> None:
         said, watched.answers = watched.answers.information, _Window()
-        usual = self._usual.setdefault(watched.domain, said)
-        if said >= (1 - self._config.drop) * usual:
-            self._usual[watched.domain] = usual + (said - usual) / self._config.memory
+        usual = self._usual.setdefault(domain, said)
+        if not self._says_less(said, usual):
+            self._usual[domain] = usual + (said - usual) / self._config.memory
         elif watched.pause > 0:
             watched.pause -= 1
         elif not watched.is_suspect:
             watched.is_suspect = True
             watched.corrected, watched.plain = _Window(), _Window()
+
+    def _says_less(self, said: float, expected: float) -> bool:
+        return expected - said > max(self._config.least, self._config.drop * expected)

@@ -168,6 +168,7 @@ def _about(options: BenchOptions, pool: pools.Pool) -> dict[str, object]:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "model": options.model,
+        "pretrained": options.pretrained,
         "precision": options.precision,
         "labels": options.label_set,
         "photographs": len(pool.stream),

@@ -71,6 +71,9 @@ def main(
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pixels_NCHW, labels_N, names = read(images, console)
+    held_out = None if test is None else read(test, console)
+    if held_out is not None and held_out[2] != names:
+        raise MissingAsset(f"{test} has other classes than {images}")
     model = open_clip.model.CLIP(**MODEL_CFG).to(device)
     steps = max(1, round(epochs * len(pixels_NCHW) / BATCH_SIZE))
     started = time.monotonic()
@@ -82,11 +85,8 @@ def main(
         "seed": seed,
         "build_minutes": round((time.monotonic() - started) / 60, 1),
     }
-    if test is not None:
-        test_NCHW, truth_N, its_names = read(test, console)
-        if its_names != names:
-            raise MissingAsset(f"{test} has other classes than {images}")
-        manifest["top1"] = measure(model, test_NCHW, truth_N, names)
+    if held_out is not None:
+        manifest["top1"] = measure(model, held_out[0], held_out[1], names)
     save(model, out)
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     console.print_json(data=manifest)

@@ -194,14 +194,16 @@ def test_a_camera_may_be_given_a_domain_of_its_own():
     assert domains.domains == [SOURCE, 1, 2]
 
 
-def test_a_domain_that_did_not_fit_may_do_so_later():
-    domains = memory()
+def test_a_camera_stays_out_of_a_domain_that_did_not_fit_until_its_id_is_anothers():
+    domains = memory(max_domains=3)
     see(domains, NIGHT, 40)
     domains.split("cam", 1)
-    see(domains, NIGHT, 30)
-    see(domains, 0.0, 30)
-    assert see(domains, NIGHT, 30)[-1] in (1, 2)
-    assert domains._cameras["cam"].unfit is None
+    for _ in range(3):
+        see(domains, 0.0, 30)
+        assert see(domains, NIGHT, 30)[-1] == 2
+    assert domains.domains == [SOURCE, 1, 2]
+    see(domains, FOG, 30)  # takes the id
+    assert domains._cameras["cam"].unfit == set()
 
 
 def test_the_last_id_may_be_split_off_itself():
