@@ -328,6 +328,8 @@ def _create(name: str, **options: Any) -> Any:
 
 def _preprocess(model: Any, crop_ratio: float) -> Preprocess:
     config = model.visual.preprocess_cfg
+    if len(config["mean"]) != 3 or len(config["std"]) != 3:
+        raise IncompatibleCheckpoint("the checkpoint's mean and std are not of three colours")
     size = config["size"]
     return Preprocess(
         size=size if isinstance(size, int) else int(size[0]),

@@ -270,6 +270,18 @@ def test_a_folder_whose_description_is_broken_is_refused(tmp_path, text):
         load(folder(tmp_path, text=text))
 
 
+def test_a_folder_whose_colours_are_not_three_is_refused(tmp_path):
+    described = {"model_cfg": ARCHITECTURE, "preprocess_cfg": {"mean": [0.5], "std": [0.5] * 3}}
+    with pytest.raises(IncompatibleCheckpoint, match="three colours"):
+        load(folder(tmp_path, text=json.dumps(described)))
+
+
+def test_a_folder_whose_vocabulary_is_broken_is_refused(tmp_path):
+    (tmp_path / "vocabulary.json").write_text("{")
+    with pytest.raises(IncompatibleCheckpoint, match="no list of tokens"):
+        load(folder(tmp_path))
+
+
 def test_a_folder_whose_weights_do_not_fit_is_refused(tmp_path):
     with pytest.raises(IncompatibleCheckpoint):
         load(folder(tmp_path, name="tiny-wide"))
