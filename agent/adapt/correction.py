@@ -42,6 +42,8 @@ class CorrectionConfig:
         margin: the advantage that a correction must have to be used, beyond what it would seem to
             have on normal frames.
         patience: how many times more frames pass before each next gallery than before the last.
+        doubt: where the best advantage is closer than this to the one that is needed, the next
+            gallery comes at once; half as close after each.
         measured: images that the tower is measured on while it answers, once a correction is
             chosen; half as many again after each later round, since the domain may have changed.
         together: frames in a batch that are measured so; of fewer, too little is known. Where
@@ -56,6 +58,7 @@ class CorrectionConfig:
     recent: int = 32
     margin: float = 0.02
     patience: int = 8
+    doubt: float = 0.05
     measured: int = 32
     together: int = 8
     settled: int = 512
@@ -235,7 +238,14 @@ class Corrector:
             return False
         state.offered += 1
         every: int = self._config.patience ** min(state.rounds, 3)
-        return state.offered % every == 0
+        return self._is_doubtful(state) or state.offered % every == 0
+
+    def _is_doubtful(self, state: DomainCorrection) -> bool:
+        if not state.advantages:
+            return False
+        best = self._best(state)
+        doubt: float = self._config.doubt / 2 ** (state.rounds - 1)
+        return abs(best.mean - self._needed(best)) < doubt
 
     # -- off the hot path -----------------------------------------------------------------------
 
@@ -311,8 +321,8 @@ class Corrector:
 
     def _choose(self, state: DomainCorrection) -> None:
         """Use the simplest that is within the margin of the best; nothing is simplest."""
-        best = max(state.advantages.values(), key=lambda advantage: advantage.mean)
-        if best.mean <= self._config.margin + self._false_advantage(best.weight):
+        best = self._best(state)
+        if best.mean <= self._needed(best):
             state.withdraw()
             return
         enough = best.mean - max(0.0, self._config.margin)
@@ -324,10 +334,15 @@ class Corrector:
         state.affine = None
         state.unmeasured = self._config.measured // (1 if state.rounds == 1 else 2)
 
-    def _false_advantage(self, galleries: float) -> float:
+    def _best(self, state: DomainCorrection) -> Advantage:
+        return max(state.advantages.values(), key=lambda advantage: advantage.mean)
+
+    def _needed(self, best: Advantage) -> float:
+        """The advantage from which on a correction is used, after so many galleries."""
         if self._reference is None:
-            return 0.0
-        return max(0.0, self._reference.false_advantage.bound(galleries))
+            return self._config.margin
+        chance = self._reference.false_advantage.bound(best.weight)
+        return self._config.margin + max(0.0, chance)
 
     def _aged(self, measured: _Measured) -> _Measured:
         return replace(measured, count=min(measured.count, self._config.settled))

@@ -110,6 +110,20 @@ def test_what_a_correction_seems_to_gain_on_normal_frames_does_not_count(strateg
         assert state.chosen is chosen
 
 
+def test_what_is_in_doubt_is_looked_at_again_at_once(strategy):
+    state = learn(strategy, 1)
+    wants = strategy._corrector._wants
+    for rounds, mean, soon in (
+        (1, 0.06, True),
+        (1, 0.3, False),
+        (1, -0.3, False),
+        (3, 0.06, False),
+    ):
+        state.rounds, state.offered = rounds, 0
+        state.advantages = {NONE: Advantage(mean, 1.0)}
+        assert wants(state) is soon
+
+
 def test_a_correction_brings_features_back(strategy):
     x = pictures(16, 99)
     plain = show(strategy, x, domain=0)
