@@ -78,12 +78,11 @@ class Recognizer:
         if not frames:
             return []
         stages: dict[str, float] = {}
+        cameras = tuple(frame.camera for frame in frames)
         start = self._clocks.monotonic()
         with self._stage("prepare", stages):
             pixels_BCHW = self._encoder.to_device([frame.pixels for frame in frames])
-            assigned = self._domains.assign(
-                tuple(frame.camera for frame in frames), style(pixels_BCHW)
-            )
+            assigned = self._domains.assign(cameras, style(pixels_BCHW))
             self._retire()
         domains = [each.domain for each in assigned]
         with self._stage("encode", stages):
@@ -105,7 +104,6 @@ class Recognizer:
             )
             adapted_BK = self._strategy.step(seen)
             probabilities_BK = torch.nan_to_num(adapted_BK).softmax(dim=-1)
-        cameras = [frame.camera for frame in frames]
         aligned = [row for row, d in enumerate(domains) if self._strategy.encoding(d) != 0]
         answered = [row for row in aligned if bool(finite_B[row])]
         self._fit.observe(
@@ -121,7 +119,7 @@ class Recognizer:
             ruined = self._ruined(cameras, domains, both, probabilities_BK, source_BK)
             probabilities_BK[ruined] = source_BK[ruined].softmax(dim=-1)
             zero_shot_BK = frozen_BK.softmax(dim=-1)
-            fair = [row for row in range(len(frames)) if row not in set(ruined)]
+            fair = sorted(set(range(len(frames))) - set(ruined))
             self._guard.observe(
                 [domains[row] for row in fair], probabilities_BK[fair], zero_shot_BK[fair]
             )

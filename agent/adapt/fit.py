@@ -47,9 +47,9 @@ class _Window:
         self.entropy = 0.0
         self.frames = 0
 
-    def add(self, probabilities_K: Tensor) -> None:
+    def add(self, probabilities_K: Tensor, entropy: float) -> None:
         self.sum_K = probabilities_K.clone() if self.sum_K is None else self.sum_K + probabilities_K
-        self.entropy += float(entropy(probabilities_K))
+        self.entropy += entropy
         self.frames += 1
 
     @property
@@ -89,9 +89,12 @@ class Fit:
 
     def observe(self, cameras: Sequence[str], domains: Sequence[int], answers_BK: Tensor) -> None:
         """Take in the probabilities of corrected frames."""
-        for camera, domain, answer_K in zip(cameras, domains, answers_BK, strict=True):
+        vagueness = entropy(answers_BK).tolist()  # at once: a GPU would wait at each frame
+        for camera, domain, answer_K, nats in zip(
+            cameras, domains, answers_BK, vagueness, strict=True
+        ):
             watched = self._watched.setdefault((camera, domain), _Watched())
-            watched.answers.add(answer_K)
+            watched.answers.add(answer_K, nats)
             if watched.answers.frames >= self._config.frames:
                 self._weigh(watched, domain)
 
@@ -107,12 +110,13 @@ class Fit:
         Those are watched anew.
         """
         strangers: dict[str, int] = {}
-        for camera, domain, corrected_K, plain_K in zip(
-            cameras, domains, corrected_BK, plain_BK, strict=True
+        vagueness = zip(entropy(corrected_BK).tolist(), entropy(plain_BK).tolist(), strict=True)
+        for camera, domain, corrected_K, plain_K, (corrected, plain) in zip(
+            cameras, domains, corrected_BK, plain_BK, vagueness, strict=True
         ):
             watched = self._watched.setdefault((camera, domain), _Watched())
-            watched.corrected.add(corrected_K)
-            watched.plain.add(plain_K)
+            watched.corrected.add(corrected_K, corrected)
+            watched.plain.add(plain_K, plain)
             if watched.plain.frames < self._config.frames:
                 continue
             if (
