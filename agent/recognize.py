@@ -105,7 +105,7 @@ class Recognizer:
             adapted_BK = self._strategy.step(seen)
             probabilities_BK = torch.nan_to_num(adapted_BK).softmax(dim=-1)
         aligned = [row for row, d in enumerate(domains) if self._strategy.encoding(d) != 0]
-        answered = [row for row in aligned if bool(finite_B[row])]
+        answered = sorted(set(aligned) & set(sound))
         self._fit.observe(
             [cameras[row] for row in answered],
             [domains[row] for row in answered],
