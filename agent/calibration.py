@@ -21,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from agent.adapt.alignment import MEASURED_IMAGES, Alignment, Moments
+from agent.adapt.alignment import MEASURED_IMAGES, Alignment
 from agent.adapt.information import FalseAdvantage, advantage, information
+from agent.adapt.moments import Moments
 from agent.adapt.reference import Reference
 from agent.adapt.restore import Spectrum
 from agent.adapt.strategy import ZeroShot

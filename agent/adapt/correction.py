@@ -16,8 +16,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from agent.adapt.alignment import STRENGTH, Affine, Alignment, Moments, Sample
+from agent.adapt.alignment import STRENGTH, Affine, Alignment
 from agent.adapt.information import Advantage, information
+from agent.adapt.moments import Moments, Sample
 from agent.adapt.reference import Reference
 from agent.adapt.restore import Restoration, Spectrum, equalise, median3
 from agent.adapt.strategy import Observation, Outcome, ZeroShot

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from agent.adapt.alignment import Moments
 from agent.adapt.information import FalseAdvantage
+from agent.adapt.moments import Moments
 from agent.adapt.restore import Spectrum
 from agent.adapt.style import StyleReference
 

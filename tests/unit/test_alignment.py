@@ -5,7 +5,7 @@ from timm.layers import LayerNorm2d, LayerNormAct2d
 from torch import nn
 
 from agent.adapt.alignment import Alignment as PartialAlignment
-from agent.adapt.alignment import Moments, Sample
+from agent.adapt.moments import Moments, Sample
 from agent.errors import ModelError
 from agent.testing import pictures, tiny_encoder, tiny_reference
 

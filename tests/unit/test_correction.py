@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agent.adapt.alignment import Moments
 from agent.adapt.continual import Continual, ContinualConfig
 from agent.adapt.correction import CorrectionConfig
 from agent.adapt.information import Advantage, FalseAdvantage
+from agent.adapt.moments import Moments
 from agent.adapt.restore import Restoration
 from agent.adapt.strategy import Observation, Outcome
 from agent.testing import ARCHITECTURES, pictures, tiny_encoder, tiny_reference, tiny_zero_shot
