@@ -70,6 +70,7 @@ class KafkaSource:
         self._now = now
         self._clock = clock
         self._heard_at = clock()
+        self._idle = 0  # signs asked for while nothing was assigned
         self._paused = False
         self._owned: set[TopicPartition] = set()
         self._lost: set[TopicPartition] = set()
@@ -119,8 +120,11 @@ class KafkaSource:
         except KafkaError as error:
             raise explain(error, config) from error
         source = cls(consumer, config, now, clock)
-        consumer.subscribe([config.frames_topic], listener=_Rebalances(source))
+        source._join()
         return source
+
+    def _join(self) -> None:
+        self._consumer.subscribe([self._config.frames_topic], listener=_Rebalances(self))
 
     def poll(self, timeout_s: float) -> list[Record]:
         """Records of all assigned partitions; see `Source.poll`.
@@ -205,6 +209,8 @@ class KafkaSource:
         """Take note of a completed rebalance. Called by the client, within a poll."""
         self.lose(self._owned.difference(assigned))
         self._owned = set(assigned)
+        if self._owned:
+            self._idle = 0
         self._consumer.pause(*(self._owned if self._paused else self._owned & self._lost))
         _log.info("assigned partitions: %s", sorted(p.partition for p in self._owned))
 
@@ -242,6 +248,13 @@ class KafkaSource:
                 self._config.frames_topic,
                 self._config.group_id,
             )
+            # A group whose leader had not heard of a young topic assigns nothing, and the client
+            # does not always notice (seen with kafka-python 3.0). Joining anew mends it; a spare
+            # member does so ever more rarely, since it makes the others rebalance.
+            self._idle += 1
+            if self._idle.bit_count() == 1:
+                self._consumer.unsubscribe()
+                self._join()
         self._heard_at = self._clock()
 
     def _record(self, record: Any) -> Record:
