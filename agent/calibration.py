@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from agent.adapt.alignment import MEASURED_IMAGES, Alignment
+from agent.adapt.centre import Centre
 from agent.adapt.information import FalseAdvantage, advantage, information
 from agent.adapt.moments import Moments
 from agent.adapt.reference import Reference
@@ -35,7 +36,7 @@ from agent.score.drift import DriftReference
 from agent.score.ood import energy
 from agent.score.threshold import EnergyReference
 
-FORMAT = "tta-calibration-4"
+FORMAT = "tta-calibration-5"
 #: Fewer frames than this say too little of what is normal.
 MIN_FRAMES = 16
 #: Features kept for the drift reference.
@@ -69,6 +70,8 @@ class Calibration:
             "drift.probabilities": self.drift.probabilities_NK,
             "spectrum.energy": self.reference.spectrum.energy_OA,
             "spectrum.level": self.reference.spectrum.level_A,
+            "centre.mean": self.reference.centre.mean_D,
+            "centre.labels": torch.tensor(self.reference.centre.labels, dtype=torch.float64),
             "false_advantage": torch.tensor(
                 [self.reference.false_advantage.mean, self.reference.false_advantage.deviation]
             ),
@@ -191,6 +194,7 @@ def calibrate(
             spectrum,
             StyleReference.of(torch.cat(styles).cpu()),
             FalseAdvantage.of(advantages),
+            Centre.of(features_ND, logits_NK),
         ),
     )
 
@@ -200,7 +204,8 @@ def _reference(tensors: dict[str, Tensor], frames: int) -> Reference:
     spectrum = Spectrum(tensors["spectrum.energy"], tensors["spectrum.level"], frames)
     styles = StyleReference(tensors["style.mean"], tensors["style.whitening"], frames)
     false_advantage = FalseAdvantage(*tensors["false_advantage"].tolist())
-    return Reference(moments, spectrum, styles, false_advantage)
+    centre = Centre(tensors["centre.mean"], frames, float(tensors["centre.labels"]))
+    return Reference(moments, spectrum, styles, false_advantage, centre)
 
 
 def fit_temperature(first_NK: Tensor, second_NK: Tensor) -> float:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from agent.adapt.alignment import Alignment
+from agent.adapt.centre import Centre
 from agent.adapt.information import FalseAdvantage
 from agent.adapt.reference import Reference
 from agent.adapt.restore import Spectrum
@@ -80,12 +81,13 @@ def tiny_reference(encoder: Encoder, seed: int = 0) -> Reference:
     """What pictures look like, also to the tower's normalisation layers."""
     normal = pictures(64, seed)
     with Alignment(encoder.visual).measured(align=False) as measured:
-        encoder.encode_image(normal)
+        features_ND = encoder.encode_image(normal)
     return Reference(
         measured[0].moments(),
         Spectrum.of(normal),
         StyleReference.of(style(normal)),
         FalseAdvantage(0.0, 0.0),
+        Centre.of(features_ND, tiny_zero_shot(encoder).logits(features_ND)),
     )
 
 

@@ -3,6 +3,7 @@
 The source domain is left alone. In every other domain
 
 * pictures are repaired and the image tower is aligned (`correction`);
+* what is left of the domain in all features alike is taken away (`centre`);
 * context vectors of the prompt are tuned on cached features against an exponential moving average
   of themselves, the weight-averaged teacher (Tarvainen & Valpola 2017; CoTTA, Wang et al. 2022).
 
@@ -18,6 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from agent.adapt.centre import CentreConfig, Centring, DomainCentre
 from agent.adapt.correction import CorrectionConfig, Corrector, DomainCorrection
 from agent.adapt.domains import SOURCE
 from agent.adapt.memory import FeatureMemory
@@ -33,6 +35,7 @@ class ContinualConfig:
 
     Attributes:
         correction: of pictures and tower.
+        centre: of features.
         batch: features in one prompt step; a step waits until as many new ones were admitted.
         learning_rate: of AdamW, relative to the root mean square of the source context.
         momentum: of the teacher's moving average.
@@ -44,6 +47,7 @@ class ContinualConfig:
     """
 
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
+    centre: CentreConfig = field(default_factory=CentreConfig)
     batch: int = 32
     learning_rate: float = 2e-2
     momentum: float = 0.98
@@ -58,9 +62,15 @@ class _Domain:
     """Everything learned of one domain; `theta` is tuned, `teacher` is published."""
 
     def __init__(
-        self, source: Tensor, n_labels: int, learning_rate: float, correction: DomainCorrection
+        self,
+        source: Tensor,
+        n_labels: int,
+        learning_rate: float,
+        correction: DomainCorrection,
+        centre: DomainCentre,
     ) -> None:
         self.correction = correction
+        self.centre = centre
         self.theta = source.clone().requires_grad_(True)
         self.teacher = source.clone()
         self.centre_K = torch.zeros(n_labels, device=source.device)
@@ -91,6 +101,7 @@ class Continual:
         self._zero_shot = zero_shot
         self._config = config
         self._corrector = Corrector(encoder, zero_shot, reference, config.correction)
+        self._centring = Centring(zero_shot, reference.centre if reference else None, config.centre)
         self._tunable: Tunable = tunable(encoder, zero_shot)
         with torch.no_grad():
             self._source_text_KD = self._tunable.text(self._tunable.source)
@@ -128,6 +139,7 @@ class Continual:
         """Features kept so far were encoded otherwise."""
         state.memory.clear()
         state.fresh = 0
+        state.centre = self._centring.domain()
         state.version += 1
 
     def step(self, seen: Observation) -> Tensor:
@@ -136,10 +148,18 @@ class Continual:
         for domain in set(seen.domains) - {SOURCE}:
             rows = [i for i, d in enumerate(seen.domains) if d == domain]
             state = self._state(domain)
-            if state.text_KD is not None:
-                features = seen.features_BD[rows]
-                logits_BK[rows] = self._zero_shot.scale * features @ state.text_KD.T
-            state.version += self._corrector.remember(state.correction, seen, rows)
+            novel = self._corrector.novel(state.correction, seen, rows)
+            teaching = [seen.teaches(row) for row in rows]
+            features = seen.features_BD[rows]
+            differs = self._centring.learn(
+                state.centre, features, seen.logits_BK[rows], teaching, novel
+            )
+            if state.text_KD is not None or state.centre.pays:
+                text_KD = self._zero_shot.text_KD if state.text_KD is None else state.text_KD
+                centred = self._centring.centred(state.centre, features)
+                logits_BK[rows] = self._zero_shot.scale * centred @ text_KD.T
+            differs |= self._corrector.remember(state.correction, seen, rows, novel)
+            state.version += differs
             self._remember(state, seen, rows)
         return logits_BK
 
@@ -182,7 +202,8 @@ class Continual:
         """One AdamW step on symmetric cross-entropy to the centred, sharpened teacher."""
         config = self._config
         state.fresh = 0
-        features_BD = state.memory.sample(config.batch, self._generator)
+        sampled_BD = state.memory.sample(config.batch, self._generator)
+        features_BD = self._centring.centred(state.centre, sampled_BD)
         with torch.no_grad():
             teacher_BK, centred_K = self._teach(state, features_BD)
         text_KD = shifted(self._zero_shot.text_KD, self._delta(state.theta))
@@ -267,6 +288,8 @@ class Continual:
                 own |= {"memory.labels": torch.tensor(labels), "memory.features": features}
             for name, tensor in kept.correction.state().items():
                 own[f"correction.{name}"] = tensor
+            for name, tensor in kept.centre.state().items():
+                own[f"centre.{name}"] = tensor
             for name, value in kept.optimizer.state.get(kept.theta, {}).items():
                 own[f"optimizer.{name}"] = value.clone()
             state |= {f"{domain}/{name}": tensor for name, tensor in own.items()}
@@ -297,6 +320,7 @@ class Continual:
         kept.centre_K.copy_(own["centre"])
         kept.version, kept.fresh = own["counters"].tolist()
         kept.correction.load(_under("correction.", own))
+        kept.centre.load(_under("centre.", own))
         kept.median_entropy = float(own["median_entropy"])
         if "memory.labels" in own:
             for label, feature in zip(
@@ -319,7 +343,13 @@ class Continual:
         source = self._tunable.source
         rms = self._unit / source.numel() ** 0.5
         rate = self._config.learning_rate * rms
-        return _Domain(source, len(self._zero_shot.labels), rate, self._corrector.domain())
+        return _Domain(
+            source,
+            len(self._zero_shot.labels),
+            rate,
+            self._corrector.domain(),
+            self._centring.domain(),
+        )
 
 
 def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

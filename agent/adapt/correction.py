@@ -202,11 +202,16 @@ class Corrector:
             pixels_BCHW = equalise(pixels_BCHW, spectrum, self._reference.spectrum)
         return pixels_BCHW
 
-    def remember(self, state: DomainCorrection, seen: Observation, rows: list[int]) -> bool:
-        """Learn from the domain's `rows` that were admitted and are new; whether it now differs."""
+    def novel(self, state: DomainCorrection, seen: Observation, rows: list[int]) -> list[bool]:
+        """Which of the domain's `rows` were admitted and look like none of the last ones."""
+        return [self._is_novel(state, seen, row) for row in rows]
+
+    def remember(
+        self, state: DomainCorrection, seen: Observation, rows: list[int], novel: list[bool]
+    ) -> bool:
+        """Learn from the domain's `rows` that are new; whether it is now corrected otherwise."""
         if self._reference is None:
             return False
-        novel = [self._is_novel(state, seen, row) for row in rows]
         for row in (row for row, new in zip(rows, novel, strict=True) if new):
             if self._wants(state):
                 pixels = (seen.pixels_BCHW[row] * 255).round().to(torch.uint8)
@@ -223,7 +228,7 @@ class Corrector:
         return True
 
     def _is_novel(self, state: DomainCorrection, seen: Observation, row: int) -> bool:
-        if not seen.teaches(row):
+        if self._reference is None or not seen.teaches(row):
             return False
         feature_D = seen.features_BD[row]
         if state.recent:

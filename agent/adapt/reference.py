@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from agent.adapt.centre import Centre
 from agent.adapt.information import FalseAdvantage
 from agent.adapt.moments import Moments
 from agent.adapt.restore import Spectrum
@@ -14,7 +15,7 @@ from agent.adapt.style import StyleReference
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Measured by `calibrate`: what the normalisation layers see, the spectrum, the style.
+    """Measured by `calibrate`: what the normalisation layers see, the spectrum, style and features.
 
     `false_advantage` is what alignment seems to gain there.
     """
@@ -23,6 +24,7 @@ class Reference:
     spectrum: Spectrum
     style: StyleReference
     false_advantage: FalseAdvantage
+    centre: Centre
 
     def to(self, device: torch.device) -> Reference:
         """The same on another device."""
@@ -31,4 +33,5 @@ class Reference:
             self.spectrum.to(device),
             self.style.to(device),
             self.false_advantage,
+            self.centre.to(device),
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from agent.adapt.centre import CentreConfig
 from agent.adapt.continual import ContinualConfig
 from agent.adapt.correction import CorrectionConfig
 from agent.adapt.domains import DomainConfig
@@ -38,6 +39,9 @@ NOTHING = Ablation()
 PARTS: dict[str, Ablation] = {
     "no-alignment": _correction(strength=0.0),
     "no-repair": _correction(repairs=(Restoration.NONE,)),
+    "no-centring": Ablation(
+        Parameters(continual=ContinualConfig(centre=CentreConfig(labels=math.inf)))
+    ),
     "no-judge": _correction(margin=-math.inf),
     "no-prompt-tuning": _prompt(learning_rate=0.0),
     "no-teacher": _prompt(momentum=0.0),
