@@ -22,10 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from agent.adapt.alignment import MEASURED_IMAGES, Alignment
-from agent.adapt.centre import Centre
-from agent.adapt.information import FalseAdvantage, advantage, information
+from agent.adapt.information import FalseAdvantage, advantage, information, usual_variety
 from agent.adapt.moments import Moments
-from agent.adapt.reference import Reference
+from agent.adapt.reference import Centre, Reference
 from agent.adapt.restore import Spectrum
 from agent.adapt.strategy import ZeroShot
 from agent.adapt.style import StyleReference, style
@@ -71,7 +70,7 @@ class Calibration:
             "spectrum.energy": self.reference.spectrum.energy_OA,
             "spectrum.level": self.reference.spectrum.level_A,
             "centre.mean": self.reference.centre.mean_D,
-            "centre.labels": torch.tensor(self.reference.centre.labels, dtype=torch.float64),
+            "variety": torch.tensor(self.reference.variety, dtype=torch.float64),
             "false_advantage": torch.tensor(
                 [self.reference.false_advantage.mean, self.reference.false_advantage.deviation]
             ),
@@ -194,7 +193,8 @@ def calibrate(
             spectrum,
             StyleReference.of(torch.cat(styles).cpu()),
             FalseAdvantage.of(advantages),
-            Centre.of(features_ND, logits_NK),
+            Centre(features_ND.mean(dim=0), len(features_ND)),
+            usual_variety(logits_NK.argmax(dim=-1).tolist()),
         ),
     )
 
@@ -204,8 +204,9 @@ def _reference(tensors: dict[str, Tensor], frames: int) -> Reference:
     spectrum = Spectrum(tensors["spectrum.energy"], tensors["spectrum.level"], frames)
     styles = StyleReference(tensors["style.mean"], tensors["style.whitening"], frames)
     false_advantage = FalseAdvantage(*tensors["false_advantage"].tolist())
-    centre = Centre(tensors["centre.mean"], frames, float(tensors["centre.labels"]))
-    return Reference(moments, spectrum, styles, false_advantage, centre)
+    centre = Centre(tensors["centre.mean"], frames)
+    variety = float(tensors["variety"])
+    return Reference(moments, spectrum, styles, false_advantage, centre, variety)
 
 
 def fit_temperature(first_NK: Tensor, second_NK: Tensor) -> float:

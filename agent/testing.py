@@ -15,9 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from agent.adapt.alignment import Alignment
-from agent.adapt.centre import Centre
-from agent.adapt.information import FalseAdvantage
-from agent.adapt.reference import Reference
+from agent.adapt.information import FalseAdvantage, usual_variety
+from agent.adapt.reference import Centre, Reference
 from agent.adapt.restore import Spectrum
 from agent.adapt.strategy import ZeroShot
 from agent.adapt.style import StyleReference, style
@@ -82,12 +81,14 @@ def tiny_reference(encoder: Encoder, seed: int = 0) -> Reference:
     normal = pictures(64, seed)
     with Alignment(encoder.visual).measured(align=False) as measured:
         features_ND = encoder.encode_image(normal)
+    labels_N = tiny_zero_shot(encoder).logits(features_ND).argmax(dim=-1)
     return Reference(
         measured[0].moments(),
         Spectrum.of(normal),
         StyleReference.of(style(normal)),
         FalseAdvantage(0.0, 0.0),
-        Centre.of(features_ND, tiny_zero_shot(encoder).logits(features_ND)),
+        Centre(features_ND.mean(dim=0), len(features_ND)),
+        usual_variety(labels_N.tolist()),
     )
 
 

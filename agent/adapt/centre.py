@@ -13,7 +13,6 @@ answers must say more and not be less sure, or features stay as they are.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,40 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agent.adapt.information import advantage
+from agent.adapt.information import NARROW, WINDOW, advantage, variety
+from agent.adapt.reference import Reference
 from agent.adapt.strategy import ZeroShot, entropy
-
-#: Labels are counted in so many frames at a time.
-WINDOW = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Centre:
-    """Where the features of normal frames lie.
-
-    Attributes:
-        mean_D: of unit features.
-        frames: behind the mean.
-        labels: effective number of labels that `WINDOW` frames are given.
-    """
-
-    mean_D: Tensor
-    frames: int
-    labels: float
-
-    @classmethod
-    def of(cls, features_ND: Tensor, logits_NK: Tensor) -> Centre:
-        """Measured on normal frames, `WINDOW` of them or more, in an order of no meaning."""
-        labels = logits_NK.argmax(dim=-1).tolist()
-        spreads = [
-            _spread(labels[start : start + WINDOW])
-            for start in range(0, len(labels) - WINDOW + 1, WINDOW)
-        ]
-        return cls(features_ND.mean(dim=0), len(features_ND), math.exp(sum(spreads) / len(spreads)))
-
-    def to(self, device: torch.device) -> Centre:
-        """The same on another device."""
-        return Centre(self.mean_D.to(device), self.frames, self.labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +31,13 @@ class CentreConfig:
 
     Attributes:
         least: frames before which nothing is done.
-        labels: of those that normal frames show, the share that the domain must show.
+        narrow: share of the variety of normal answers that the domain's must have.
         margin: the advantage that centred answers must have.
         settled: frames after which older ones fade as new ones come.
     """
 
     least: int = 32
-    labels: float = 0.6
+    narrow: float = NARROW
     margin: float = 0.02
     settled: int = 512
 
@@ -83,7 +51,7 @@ class DomainCentre:
         self.vagueness_2 = torch.zeros(2, device=device)  # mean entropy, nats
         self.frames = 0
         self.window: list[int] = []  # the last labels, fewer than WINDOW
-        self.spread = 0.0  # mean entropy of a window's labels, nats
+        self.variety = 0.0  # running geometric mean over windows, as a logarithm
         self.windows = 0
         self.pays = False
 
@@ -94,7 +62,7 @@ class DomainCentre:
             "answers": self.answers_2K.clone(),
             "vagueness": self.vagueness_2.clone(),
             "window": torch.tensor(self.window, dtype=torch.int64),
-            "spread": torch.tensor(self.spread, dtype=torch.float64),
+            "variety": torch.tensor(self.variety, dtype=torch.float64),
             "counters": torch.tensor([self.frames, self.windows, self.pays]),
         }
 
@@ -108,7 +76,7 @@ class DomainCentre:
         self.answers_2K.copy_(own["answers"])
         self.vagueness_2.copy_(own["vagueness"])
         self.window = own["window"].tolist()
-        self.spread = float(own["spread"])
+        self.variety = float(own["variety"])
         self.frames, self.windows, pays = own["counters"].tolist()
         self.pays = bool(pays)
 
@@ -116,10 +84,13 @@ class DomainCentre:
 class Centring:
     """Centres the features of domains, and learns whether that pays."""
 
-    def __init__(self, zero_shot: ZeroShot, centre: Centre | None, config: CentreConfig) -> None:
-        """Without a `centre` of normal frames there is nothing to compare with."""
+    def __init__(
+        self, zero_shot: ZeroShot, reference: Reference | None, config: CentreConfig
+    ) -> None:
+        """Without a `reference` there is nothing to compare with, and nothing is centred."""
         self._zero_shot = zero_shot
-        self._centre = centre
+        self._centre = reference.centre if reference else None
+        self._variety = reference.variety if reference else math.inf
         self._config = config
 
     def domain(self) -> DomainCentre:
@@ -159,7 +130,7 @@ class Centring:
         answers_2RK = torch.stack([logits_BK[rows], centred_RK]).softmax(dim=-1)
         state.answers_2K.lerp_(answers_2RK.mean(dim=1), share)
         state.vagueness_2.lerp_(entropy(answers_2RK).mean(dim=1), share)
-        before, state.pays = state.pays, self._pays(state, self._centre)
+        before, state.pays = state.pays, self._pays(state)
         return before or state.pays
 
     def _count(self, state: DomainCentre, label: int) -> None:
@@ -168,7 +139,7 @@ class Centring:
             return
         state.windows += 1
         share = 1 / min(state.windows, self._config.settled // WINDOW)
-        state.spread += share * (_spread(state.window) - state.spread)
+        state.variety += share * (math.log(variety(state.window)) - state.variety)
         state.window.clear()
 
     def _moved(self, state: DomainCentre, features_BD: Tensor) -> Tensor:
@@ -181,17 +152,11 @@ class Centring:
         share = (1 - noise / departure_D.square().sum().clamp_min(1e-12)).clamp(0, 1)
         return F.normalize(features_BD - share * departure_D, dim=-1)
 
-    def _pays(self, state: DomainCentre, centre: Centre) -> bool:
+    def _pays(self, state: DomainCentre) -> bool:
         if state.frames < self._config.least or not state.windows:
             return False
-        if math.exp(state.spread) < self._config.labels * centre.labels:
+        if math.exp(state.variety) < self._config.narrow * self._variety:
             return False
         said_2 = entropy(state.answers_2K) - state.vagueness_2
         (plain, centred), (plain_nats, centred_nats) = said_2.tolist(), state.vagueness_2.tolist()
         return centred_nats <= plain_nats and advantage(centred, plain) > self._config.margin
-
-
-def _spread(labels: Sequence[int]) -> float:
-    """Entropy of the frequencies of labels, in nats."""
-    shares = [count / len(labels) for count in Counter(labels).values()]
-    return -sum(share * math.log(share) for share in shares)

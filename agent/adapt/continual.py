@@ -101,7 +101,7 @@ class Continual:
         self._zero_shot = zero_shot
         self._config = config
         self._corrector = Corrector(encoder, zero_shot, reference, config.correction)
-        self._centring = Centring(zero_shot, reference.centre if reference else None, config.centre)
+        self._centring = Centring(zero_shot, reference, config.centre)
         self._tunable: Tunable = tunable(encoder, zero_shot)
         with torch.no_grad():
             self._source_text_KD = self._tunable.text(self._tunable.source)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from agent.adapt.alignment import STRENGTH, Affine, Alignment
-from agent.adapt.information import Advantage, information
+from agent.adapt.information import NARROW, Advantage, information, variety
 from agent.adapt.moments import Moments, Sample
 from agent.adapt.reference import Reference
 from agent.adapt.restore import Restoration, Spectrum, equalise, median3
-from agent.adapt.strategy import Observation, Outcome, ZeroShot
+from agent.adapt.strategy import Observation, Outcome, ZeroShot, entropy
 from agent.adapt.style import style
 from agent.encode import Encoder
 
@@ -40,6 +40,10 @@ class CorrectionConfig:
         gallery: frames on which corrections are judged at a time.
         novelty: a frame counts as another if its cosine to each recent one is below this.
         recent: frames that a new one is compared with.
+        narrow: a gallery with less than this share of the variety of normal answers is thinned, and
+            filled up with frames from further apart.
+        thinnings: of a gallery at most. One that is narrow still counts only for corrections that
+            also make answers surer.
         margin: the advantage that a correction must have to be used, beyond what it would seem to
             have on normal frames.
         patience: how many times more frames pass before each next gallery than before the last.
@@ -57,6 +61,8 @@ class CorrectionConfig:
     gallery: int = 16
     novelty: float = 0.99
     recent: int = 32
+    narrow: float = NARROW
+    thinnings: int = 2
     margin: float = 0.02
     patience: int = 8
     doubt: float = 0.05
@@ -73,6 +79,7 @@ class DomainCorrection:
         self.rounds = 0  # galleries judged
         self.unmeasured = 0  # images that are still to be measured
         self.offered = 0  # frames that a gallery might have taken
+        self.thinned = 0  # how many times the gallery was
         self.recent: deque[Tensor] = deque(maxlen=recent)  # features
         self.gallery: list[tuple[Tensor, Tensor]] = []  # (pixels as uint8, feature)
         self.spectra: dict[bool, Spectrum] = {}  # of the pictures: as they come, and filtered
@@ -90,10 +97,11 @@ class DomainCorrection:
         """Do nothing from now on; what was kept was encoded otherwise."""
         self.chosen = self.affine = self.sample = None
         self.gallery.clear()
+        self.thinned = 0
 
     def state(self) -> dict[str, Tensor]:
         """Everything but the gallery, as tensors by name."""
-        counters = [self.encoding, self.rounds, self.offered, self.unmeasured]
+        counters = [self.encoding, self.rounds, self.offered, self.unmeasured, self.thinned]
         own = {"counters": torch.tensor(counters)}
         if self.recent:
             own["recent"] = torch.stack(list(self.recent))
@@ -116,7 +124,7 @@ class DomainCorrection:
         Raises:
             KeyError: a part is missing.
         """
-        chosen, self.rounds, self.offered, self.unmeasured = own["counters"].tolist()
+        chosen, self.rounds, self.offered, self.unmeasured, self.thinned = own["counters"].tolist()
         self.chosen = _RESTORATIONS[chosen - 1] if chosen else None
         self.recent.extend(own.get("recent", ()))
         for filtered in (False, True):
@@ -216,6 +224,7 @@ class Corrector:
             if self._wants(state):
                 pixels = (seen.pixels_BCHW[row] * 255).round().to(torch.uint8)
                 state.gallery.append((pixels, seen.features_BD[row].clone()))
+                self._thin(state)
         sample, state.sample = state.sample, None
         if state.chosen is None or sample is None or not any(novel):
             return False
@@ -244,7 +253,24 @@ class Corrector:
             return False
         state.offered += 1
         every: int = self._config.patience ** min(state.rounds, 3)
-        return self._is_doubtful(state) or state.offered % every == 0
+        if self._is_doubtful(state):
+            every = 1
+        return state.offered % (every << state.thinned) == 0
+
+    def _thin(self, state: DomainCorrection) -> None:
+        """Of a full gallery that shows few labels, keep every other frame."""
+        if not self.is_due(state) or state.thinned >= self._config.thinnings:
+            return
+        if self._is_narrow(torch.stack([feature for _, feature in state.gallery])):
+            del state.gallery[::2]
+            state.thinned += 1
+
+    def _is_narrow(self, features_BD: Tensor) -> bool:
+        if self._reference is None:
+            return False
+        labels = self._zero_shot.logits(features_BD).argmax(dim=-1).tolist()
+        usual = min(self._reference.variety, len(labels))
+        return variety(labels) < self._config.narrow * usual
 
     def _is_doubtful(self, state: DomainCorrection) -> bool:
         if not state.advantages:
@@ -271,6 +297,8 @@ class Corrector:
         pixels = pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
         served = torch.stack([feature for _, feature in state.gallery])
         state.gallery.clear()
+        state.thinned = 0
+        narrow = self._is_narrow(served)
         tried = state.advantages if state.rounds else self._config.repairs
         for filtered in sorted({how.filters for how in tried}):
             here = Spectrum.of(median3(pixels) if filtered else pixels)
@@ -279,9 +307,9 @@ class Corrector:
             known = state.spectra.get(filtered)
             state.spectra[filtered] = here if known is None else self._aged(known).merged(here)
 
-        said = {state.chosen: self._information(served)}
+        said = {state.chosen: self._says(served)}
         if state.chosen is not None:
-            said[None] = self._information(self._encoder.encode_image(pixels))
+            said[None] = self._says(self._encoder.encode_image(pixels))
         for how in self._trials(state, pixels):
             prior = state.moments.get(how)
             prior = None if prior is None else self._aged(prior)
@@ -294,10 +322,13 @@ class Corrector:
                     state.withdraw()
                 return Outcome.NON_FINITE
             state.moments[how] = moments if prior is None else prior.merged(moments)
-            said[how] = self._information(features_BD)
-        for what, nats in said.items():
+            said[how] = self._says(features_BD)
+        plain, plain_vagueness = said[None]
+        for what, (nats, vagueness) in said.items():
             if what is not None:
-                state.advantages.setdefault(what, Advantage()).add(nats, said[None])
+                counts = not narrow or vagueness <= plain_vagueness
+                worth = nats if counts else min(nats, plain)
+                state.advantages.setdefault(what, Advantage()).add(worth, plain)
         state.rounds += 1
         self._choose(state)
         return Outcome.DECLINED if state.chosen is None else Outcome.ALIGNED
@@ -353,10 +384,11 @@ class Corrector:
     def _aged(self, measured: _Measured) -> _Measured:
         return replace(measured, count=min(measured.count, self._config.settled))
 
-    def _information(self, features_BD: Tensor) -> float:
-        """In nats; features that are not finite say nothing."""
-        nats = information(self._zero_shot.logits(features_BD).softmax(dim=-1))
-        return nats if math.isfinite(nats) else 0.0
+    def _says(self, features_BD: Tensor) -> tuple[float, float]:
+        """Information and mean entropy of answers, in nats; of broken features, nothing at all."""
+        answers_BK = self._zero_shot.logits(features_BD).softmax(dim=-1)
+        nats, vagueness = information(answers_BK), float(entropy(answers_BK).mean())
+        return (nats, vagueness) if math.isfinite(nats) else (0.0, math.inf)
 
 
 def _is_finite(moments: Moments) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -12,6 +13,13 @@ from torch import Tensor
 
 from agent.adapt.strategy import entropy
 
+#: Frames in which labels are counted at a time.
+WINDOW = 16
+#: Answers that name fewer labels than this share of what normal frames show come from a camera that
+#: looks at few things, or from a broken picture. Information can't tell: wrong answers that differ
+#: say more than right ones that don't.
+NARROW = 0.5
+
 
 def information(probabilities_BK: Tensor) -> float:
     """Mutual information of frame and answer, in nats: marginal less conditional entropy.
@@ -20,6 +28,18 @@ def information(probabilities_BK: Tensor) -> float:
     classifiers, mutual information and phantom targets").
     """
     return float(entropy(probabilities_BK.mean(dim=0)) - entropy(probabilities_BK).mean())
+
+
+def variety(labels: Sequence[int]) -> float:
+    """The effective number of labels: the exponential of the entropy of their frequencies."""
+    shares = [count / len(labels) for count in Counter(labels).values()]
+    return math.exp(-sum(share * math.log(share) for share in shares))
+
+
+def usual_variety(labels: Sequence[int]) -> float:
+    """The geometric mean of `variety` over windows of `WINDOW`; there must be one or more."""
+    starts = range(0, len(labels) - WINDOW + 1, WINDOW)
+    return math.exp(fmean(math.log(variety(labels[s : s + WINDOW])) for s in starts))
 
 
 def advantage(corrected: float, plain: float) -> float:

@@ -40,7 +40,7 @@ PARTS: dict[str, Ablation] = {
     "no-alignment": _correction(strength=0.0),
     "no-repair": _correction(repairs=(Restoration.NONE,)),
     "no-centring": Ablation(
-        Parameters(continual=ContinualConfig(centre=CentreConfig(labels=math.inf)))
+        Parameters(continual=ContinualConfig(centre=CentreConfig(narrow=math.inf)))
     ),
     "no-judge": _correction(margin=-math.inf),
     "no-prompt-tuning": _prompt(learning_rate=0.0),

@@ -1,11 +1,15 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from agent.adapt.centre import Centre, CentreConfig, Centring
+from agent.adapt.centre import CentreConfig, Centring
+from agent.adapt.information import usual_variety
+from agent.adapt.reference import Centre
 from agent.adapt.strategy import ZeroShot
+from agent.testing import tiny_encoder, tiny_reference
 
 K, D = 8, 32
 TEXT = F.normalize(torch.randn(K, D, generator=torch.Generator().manual_seed(1)), dim=-1)
@@ -23,8 +27,10 @@ def features(n, seed, labels=range(K), shift=0.0):
 
 
 def normal():
-    features_ND, _ = features(256, seed=0)
-    return Centre.of(features_ND, ZERO_SHOT.logits(features_ND))
+    features_ND, labels = features(256, seed=0)
+    centre = Centre(features_ND.mean(dim=0), len(features_ND))
+    reference = tiny_reference(tiny_encoder())
+    return replace(reference, centre=centre, variety=usual_variety(labels.tolist()))
 
 
 def centring(**config):
@@ -107,13 +113,13 @@ def test_batches_of_one_come_to_the_same():
 
 
 def test_a_few_frames_are_centred_less_than_chance_would_have_it():
-    one = centring(least=1, margin=-math.inf, labels=0.0)
+    one = centring(least=1, margin=-math.inf, narrow=0.0)
     state = one.domain()
     seen, _ = features(16, seed=2)
     show(one, state, seen)
     state.pays = True
     moved = (one.centred(state, seen) - seen).norm(dim=-1).mean()
-    assert moved < 0.5 * (state.mean_D - normal().mean_D).norm()
+    assert moved < 0.5 * (state.mean_D - normal().centre.mean_D).norm()
 
 
 def test_without_a_calibration_nothing_is_centred():
@@ -132,8 +138,4 @@ def test_state_goes_on_where_it_was():
     later, _ = features(40, seed=3, shift=SHIFT)
     assert show(one, first, later) == show(one, second, later)
     assert torch.equal(one.centred(first, later), one.centred(second, later))
-    assert first.spread == second.spread
-
-
-def test_the_number_of_labels_is_that_of_a_window():
-    assert 4 < normal().labels < K
+    assert first.variety == second.variety

@@ -262,3 +262,34 @@ def test_a_snapshot_of_a_domain_that_cannot_be_is_refused(strategy, key):
     kept = strategy.state_dict()
     with pytest.raises((KeyError, RuntimeError)):
         strategy.load_state_dict(kept | {key: kept["1/theta"]})
+
+
+def test_a_gallery_of_few_labels_is_thinned_and_filled_from_further_apart(strategy, monkeypatch):
+    monkeypatch.setattr(strategy._corrector, "_is_narrow", lambda features_BD: True)
+    frames = 0
+    for seed in range(40):
+        show(strategy, pictures(16, seed) * DIM)
+        frames += 16
+        if strategy.learn() in (Outcome.ALIGNED, Outcome.DECLINED):
+            break
+    # 16, then 8 more of every 2nd, and of every 4th.
+    assert frames == 16 + 8 * (2 + 4)
+    assert correction_of(strategy).rounds == 1
+    assert correction_of(strategy).thinned == 0
+
+
+def test_a_gallery_of_few_labels_counts_for_surer_answers_only(strategy, monkeypatch):
+    corrector = strategy._corrector
+    monkeypatch.setattr(corrector, "_is_narrow", lambda features_BD: True)
+    for vagueness, chosen in ((0.9, None), (0.4, NONE)):
+        strategy.reset()
+        says = iter([(0.1, 0.5)] + 2 * [(1.0, vagueness)])
+        monkeypatch.setattr(corrector, "_says", lambda features_BD, says=says: next(says))
+        assert learn(strategy, 1).chosen is chosen
+
+
+def test_narrow_is_what_shows_far_fewer_labels_than_normal(strategy):
+    corrector = strategy._corrector
+    text_KD = strategy._zero_shot.text_KD
+    assert corrector._is_narrow(text_KD[[1] * 16])
+    assert not corrector._is_narrow(text_KD[[0, 1, 2, 3] * 4])

@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from agent.adapt.information import Advantage, FalseAdvantage, information
+from agent.adapt.information import (
+    WINDOW,
+    Advantage,
+    FalseAdvantage,
+    information,
+    usual_variety,
+    variety,
+)
 
 
 def test_sure_answers_that_differ_say_most():
@@ -43,3 +50,13 @@ def test_a_false_advantage_is_bounded_the_closer_the_more_galleries_there_are():
 
 def test_of_one_gallery_the_deviation_is_guessed():
     assert FalseAdvantage.of([-0.03]).bound(1) == pytest.approx(0.03)
+
+
+def test_variety_counts_labels_by_their_share():
+    assert variety([1, 2, 3, 4]) == pytest.approx(4)
+    assert variety([1, 1, 1, 1]) == pytest.approx(1)
+    assert 1 < variety([1, 1, 1, 2]) < 2
+
+
+def test_the_usual_variety_is_that_of_whole_windows():
+    assert usual_variety([1] * WINDOW + [1, 2] * (WINDOW // 2) + [3]) == pytest.approx(2**0.5)
