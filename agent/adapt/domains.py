@@ -40,6 +40,8 @@ class DomainConfig:
         stretches: frames that are compared with the known domains, twice as many at a time.
         radius: root mean square distance, in standard errors, within which a stretch fits a domain.
         reach: the same in standard deviations, within which a single frame looks like its domain.
+        caution: a camera whose chance of being in the source domain is above this is taken to be
+            there. What is normal is ruined by a correction, what is not loses a few frames' gain.
         prior: frames that a domain's variances are shrunk to their mean by.
         settled: frames after which a domain's older ones fade as new ones come.
         patience: frames in a row in another domain that make a camera's switch.
@@ -53,6 +55,7 @@ class DomainConfig:
     stretches: tuple[int, ...] = (4, 8, 16, 32)
     radius: float = 1.7
     reach: float = 2.5
+    caution: float = 0.1
     prior: int = 4
     settled: int = 256
     patience: int = 4
@@ -268,7 +271,8 @@ class DomainMemory:
         strangers_NS = self._strangers(camera, self._gaussians)
         if strangers_NS is not None and self.config.max_domains > 1:
             self._open(camera, self._gaussians, strangers_NS)
-        likely = int(camera.belief.argmax())
+        normal = camera.belief[SOURCE] > self.config.caution
+        likely = SOURCE if normal else int(camera.belief.argmax())
         # A frame that does not look like its domain is answered as if nothing were known of it.
         domain = likely if self._gaussians.resembles(likely, white_S) else SOURCE
         if domain != SOURCE:

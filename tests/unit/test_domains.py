@@ -221,3 +221,16 @@ def test_a_camera_of_which_little_was_seen_is_not_split_off(frames):
         see(domains, NIGHT, frames, camera="west")
     domains.split("west", 1)
     assert domains.domains == [SOURCE, 1]
+
+
+@pytest.mark.parametrize(("normal", "domain"), [(0.2, SOURCE), (0.05, 1)])
+def test_in_doubt_a_frame_is_normal(normal, domain, monkeypatch):
+    domains = memory()
+    see(domains, NIGHT, 30)
+
+    def doubt(self, camera, gaussians, white_S):
+        camera.belief[:] = 0
+        camera.belief[[SOURCE, 1]] = normal, 1 - normal
+
+    monkeypatch.setattr(DomainMemory, "_filter", doubt)
+    assert see(domains, NIGHT, 1) == [domain]
