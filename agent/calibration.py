@@ -22,11 +22,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from agent.adapt.alignment import MEASURED_IMAGES, Alignment
-from agent.adapt.information import FalseAdvantage, advantage, information, usual_variety
+from agent.adapt.information import (
+    WINDOW,
+    FalseAdvantage,
+    advantage,
+    information,
+    usual_variety,
+)
 from agent.adapt.moments import Moments
 from agent.adapt.reference import Centre, Reference
 from agent.adapt.restore import Spectrum
-from agent.adapt.strategy import ZeroShot
+from agent.adapt.strategy import ZeroShot, entropy
 from agent.adapt.style import StyleReference, style
 from agent.config import ModelConfig
 from agent.encode import Encoder
@@ -70,7 +76,9 @@ class Calibration:
             "spectrum.energy": self.reference.spectrum.energy_OA,
             "spectrum.level": self.reference.spectrum.level_A,
             "centre.mean": self.reference.centre.mean_D,
-            "variety": torch.tensor(self.reference.variety, dtype=torch.float64),
+            "answers": torch.tensor(
+                [self.reference.variety, self.reference.vagueness], dtype=torch.float64
+            ),
             "false_advantage": torch.tensor(
                 [self.reference.false_advantage.mean, self.reference.false_advantage.deviation]
             ),
@@ -195,6 +203,7 @@ def calibrate(
             FalseAdvantage.of(advantages),
             Centre(features_ND.mean(dim=0), len(features_ND)),
             usual_variety(logits_NK.argmax(dim=-1).tolist()),
+            float(entropy(logits_NK.softmax(dim=-1)).mean()),
         ),
     )
 
@@ -205,8 +214,12 @@ def _reference(tensors: dict[str, Tensor], frames: int) -> Reference:
     styles = StyleReference(tensors["style.mean"], tensors["style.whitening"], frames)
     false_advantage = FalseAdvantage(*tensors["false_advantage"].tolist())
     centre = Centre(tensors["centre.mean"], frames)
-    variety = float(tensors["variety"])
-    return Reference(moments, spectrum, styles, false_advantage, centre, variety)
+    if centre.mean_D.shape != tensors["drift.features"].shape[1:] or centre.mean_D.norm() > 1.001:
+        raise ValueError("its mean feature is none")
+    variety, vagueness = tensors["answers"].tolist()
+    if not 1 <= variety <= WINDOW + 1e-6 or vagueness < 0:
+        raise ValueError("its answers make no sense")
+    return Reference(moments, spectrum, styles, false_advantage, centre, variety, vagueness)
 
 
 def fit_temperature(first_NK: Tensor, second_NK: Tensor) -> float:

@@ -18,7 +18,7 @@ from agent.adapt.alignment import Alignment
 from agent.adapt.information import FalseAdvantage, usual_variety
 from agent.adapt.reference import Centre, Reference
 from agent.adapt.restore import Spectrum
-from agent.adapt.strategy import ZeroShot
+from agent.adapt.strategy import ZeroShot, entropy
 from agent.adapt.style import StyleReference, style
 from agent.encode import Encoder, Preprocess
 from agent.types import FrameId, Record
@@ -81,14 +81,15 @@ def tiny_reference(encoder: Encoder, seed: int = 0) -> Reference:
     normal = pictures(64, seed)
     with Alignment(encoder.visual).measured(align=False) as measured:
         features_ND = encoder.encode_image(normal)
-    labels_N = tiny_zero_shot(encoder).logits(features_ND).argmax(dim=-1)
+    logits_NK = tiny_zero_shot(encoder).logits(features_ND)
     return Reference(
         measured[0].moments(),
         Spectrum.of(normal),
         StyleReference.of(style(normal)),
         FalseAdvantage(0.0, 0.0),
         Centre(features_ND.mean(dim=0), len(features_ND)),
-        usual_variety(labels_N.tolist()),
+        usual_variety(logits_NK.argmax(dim=-1).tolist()),
+        float(entropy(logits_NK.softmax(dim=-1)).mean()),
     )
 
 

@@ -6,7 +6,7 @@ operator's scenes, and shrunk by what chance explains (James and Stein 1961, pos
 
 A mean tells what is seen as well. Of a camera that looks at few kinds of things it is those
 things, and taking it away would leave wrong answers that differ: with two of twenty labels it cost
-18 points. So the domain must show nearly as many labels as normal frames do, and the centred
+18 points. So the domain must show at least half as many labels as normal frames do, and the centred
 answers must say more and not be less sure, or features stay as they are.
 """
 
@@ -70,14 +70,23 @@ class DomainCentre:
         """Take over what `state` returned.
 
         Raises:
-            KeyError, RuntimeError: a part is missing, or of another shape.
+            KeyError, ValueError: a part is missing, or cannot be.
         """
-        self.mean_D.copy_(own["mean"])
-        self.answers_2K.copy_(own["answers"])
-        self.vagueness_2.copy_(own["vagueness"])
+        for name, mine in (
+            ("mean", self.mean_D),
+            ("answers", self.answers_2K),
+            ("vagueness", self.vagueness_2),
+        ):
+            if own[name].shape != mine.shape or not bool(torch.isfinite(own[name]).all()):
+                raise ValueError(f"the domain's centre: {name}")
+            mine.copy_(own[name])
+        if own["window"].dim() != 1 or len(own["window"]) >= WINDOW:
+            raise ValueError("the domain's centre: window")
         self.window = own["window"].tolist()
         self.variety = float(own["variety"])
         self.frames, self.windows, pays = own["counters"].tolist()
+        if min(self.frames, self.windows) < 0 or not 0 <= self.variety <= math.log(WINDOW) + 1e-6:
+            raise ValueError("the domain's centre: counters")
         self.pays = bool(pays)
 
 
@@ -89,7 +98,8 @@ class Centring:
     ) -> None:
         """Without a `reference` there is nothing to compare with, and nothing is centred."""
         self._zero_shot = zero_shot
-        self._centre = reference.centre if reference else None
+        device = zero_shot.text_KD.device
+        self._centre = reference.centre.to(device) if reference else None
         self._variety = reference.variety if reference else math.inf
         self._config = config
 

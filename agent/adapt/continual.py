@@ -7,7 +7,7 @@ The source domain is left alone. In every other domain
 * context vectors of the prompt are tuned on cached features against an exponential moving average
   of themselves, the weight-averaged teacher (Tarvainen & Valpola 2017; CoTTA, Wang et al. 2022).
 
-While a frame waits, nothing of this runs but the repair of its picture and two matrix products.
+While a frame waits, nothing of this runs but the repair of its picture and a few matrix products.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ class Continual:
         return self._domains[domain].correction.encoding if domain in self._domains else 0
 
     def version(self, domain: int) -> int:
-        """Published alignments and prompts of this domain since its last reset."""
+        """How many times this domain's answers changed since its last reset."""
         return self._domains[domain].version if domain in self._domains else 0
 
     def distance(self, domain: int) -> float:
@@ -306,9 +306,9 @@ class Continual:
             if SOURCE in by_domain:
                 raise ValueError("the source domain is never adapted to")
             domains = {domain: self._restored(own) for domain, own in by_domain.items()}
+            self._generator.set_state(state["generator"])
         except (ValueError, TypeError, IndexError) as error:
             raise RuntimeError(f"the state is not of this strategy: {error}") from error
-        self._generator.set_state(state["generator"])
         self._domains = domains
 
     def _restored(self, state: dict[str, Tensor]) -> _Domain:

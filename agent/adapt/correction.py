@@ -42,8 +42,8 @@ class CorrectionConfig:
         recent: frames that a new one is compared with.
         narrow: a gallery with less than this share of the variety of normal answers is thinned, and
             filled up with frames from further apart.
-        thinnings: of a gallery at most. One that is narrow still counts only for corrections that
-            also make answers surer.
+        thinnings: of a gallery at most. One that is narrow still, and answered as surely as normal
+            frames are, counts only for corrections that also make answers surer.
         margin: the advantage that a correction must have to be used, beyond what it would seem to
             have on normal frames.
         patience: how many times more frames pass before each next gallery than before the last.
@@ -101,7 +101,7 @@ class DomainCorrection:
 
     def state(self) -> dict[str, Tensor]:
         """Everything but the gallery, as tensors by name."""
-        counters = [self.encoding, self.rounds, self.offered, self.unmeasured, self.thinned]
+        counters = [self.encoding, self.rounds, self.offered, self.unmeasured]
         own = {"counters": torch.tensor(counters)}
         if self.recent:
             own["recent"] = torch.stack(list(self.recent))
@@ -124,7 +124,7 @@ class DomainCorrection:
         Raises:
             KeyError: a part is missing.
         """
-        chosen, self.rounds, self.offered, self.unmeasured, self.thinned = own["counters"].tolist()
+        chosen, self.rounds, self.offered, self.unmeasured = own["counters"].tolist()
         self.chosen = _RESTORATIONS[chosen - 1] if chosen else None
         self.recent.extend(own.get("recent", ()))
         for filtered in (False, True):
@@ -324,10 +324,11 @@ class Corrector:
             state.moments[how] = moments if prior is None else prior.merged(moments)
             said[how] = self._says(features_BD)
         plain, plain_vagueness = said[None]
+        usual = math.inf if self._reference is None else self._reference.vagueness
+        one_thing = narrow and plain_vagueness <= usual
         for what, (nats, vagueness) in said.items():
             if what is not None:
-                counts = not narrow or vagueness <= plain_vagueness
-                worth = nats if counts else min(nats, plain)
+                worth = min(nats, plain) if one_thing and vagueness > plain_vagueness else nats
                 state.advantages.setdefault(what, Advantage()).add(worth, plain)
         state.rounds += 1
         self._choose(state)

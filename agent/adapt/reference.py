@@ -30,7 +30,7 @@ class Reference:
     """Measured by `calibrate`: what the normalisation layers see, the spectrum, style and features.
 
     `false_advantage` is what alignment seems to gain there, `variety` how many labels a window of
-    answers shows.
+    answers shows, and `vagueness` the mean entropy of an answer in nats.
     """
 
     moments: Moments
@@ -39,6 +39,7 @@ class Reference:
     false_advantage: FalseAdvantage
     centre: Centre
     variety: float
+    vagueness: float
 
     def to(self, device: torch.device) -> Reference:
         """The same on another device."""
@@ -49,4 +50,5 @@ class Reference:
             self.false_advantage,
             self.centre.to(device),
             self.variety,
+            self.vagueness,
         )

@@ -94,7 +94,7 @@ class Strategy(Protocol):
         """Which way the domain's frames are encoded; 0 is the source model's."""
 
     def version(self, domain: int) -> int:
-        """How many times the domain's state was published."""
+        """How many times the domain's answers changed."""
 
     def distance(self, domain: int) -> float:
         """How far the domain's parameters are from their source, relative to the source's norm."""

@@ -209,8 +209,6 @@ class KafkaSource:
         """Take note of a completed rebalance. Called by the client, within a poll."""
         self.lose(self._owned.difference(assigned))
         self._owned = set(assigned)
-        if self._owned:
-            self._idle = 0
         self._consumer.pause(*(self._owned if self._paused else self._owned & self._lost))
         _log.info("assigned partitions: %s", sorted(p.partition for p in self._owned))
 
@@ -249,11 +247,13 @@ class KafkaSource:
                 self._config.group_id,
             )
             # A group whose leader had not heard of a young topic assigns nothing, and the client
-            # does not always notice (seen with kafka-python 3.0). Joining anew mends it; a spare
-            # member does so ever more rarely, since it makes the others rebalance.
+            # does not always notice (seen with kafka-python 3.0). Joining anew mends it. The others
+            # must rebalance, and a spare member may take a busy one's place, so each member does it
+            # ever more rarely, however often it was assigned something since.
             self._idle += 1
-            if self._idle.bit_count() == 1:
+            if self._idle > 1 and self._idle.bit_count() == 1:
                 self._consumer.unsubscribe()
+                self.lose(set(self._owned))
                 self._join()
         self._heard_at = self._clock()
 

@@ -165,3 +165,24 @@ def test_confidence_becomes_the_rate_of_agreement():
 def test_views_that_always_agree_do_not_make_it_certain():
     first, second = opinions(50, right=1.0, scale=5.0)
     assert float((first / fit_temperature(first, second)).softmax(-1).amax()) < 0.999
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("centre.mean", torch.zeros(3)),
+        ("centre.mean", torch.full((24,), 1e30)),
+        ("answers", torch.tensor([0.0, 1.0])),
+        ("answers", torch.tensor([4.0, -1.0])),
+    ],
+)
+def test_a_file_with_numbers_that_cannot_be_is_refused(saved, name, tensor):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(saved, framework="pt") as file:
+        tensors = {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118
+        header = file.metadata()
+    save_file(tensors | {name: tensor}, saved, metadata=header)
+    with pytest.raises(InvalidConfig, match="cannot be read"):
+        Calibration.load(saved, "subject")

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from agent.adapt.centre import CentreConfig, Centring
+from agent.adapt.continual import Continual
 from agent.adapt.information import usual_variety
 from agent.adapt.reference import Centre
-from agent.adapt.strategy import ZeroShot
-from agent.testing import tiny_encoder, tiny_reference
+from agent.adapt.strategy import Observation, ZeroShot
+from agent.testing import pictures, tiny_encoder, tiny_reference, tiny_zero_shot
 
 K, D = 8, 32
 TEXT = F.normalize(torch.randn(K, D, generator=torch.Generator().manual_seed(1)), dim=-1)
@@ -139,3 +140,50 @@ def test_state_goes_on_where_it_was():
     assert show(one, first, later) == show(one, second, later)
     assert torch.equal(one.centred(first, later), one.centred(second, later))
     assert first.variety == second.variety
+
+
+def live(strategy, seed=0):
+    x = pictures(16, seed) * 0.9
+    features = strategy.encode(x, [1] * 16)
+    logits = strategy._zero_shot.logits(features)
+    admitted = torch.ones(16, dtype=torch.bool)
+    return logits, strategy.step(Observation(x, features, logits, [1] * 16, admitted))
+
+
+def continual():
+    encoder = tiny_encoder()
+    return Continual(encoder, tiny_zero_shot(encoder), reference=tiny_reference(encoder))
+
+
+def test_the_strategy_answers_with_centred_features(monkeypatch):
+    strategy = continual()
+    logits, answers = live(strategy)
+    assert torch.equal(answers, logits)
+    monkeypatch.setattr(strategy._centring, "_pays", lambda state: True)
+    logits, answers = live(strategy, seed=1)
+    assert not torch.allclose(answers, logits)
+
+
+def test_features_that_are_encoded_otherwise_are_centred_anew():
+    strategy = continual()
+    live(strategy)
+    state = strategy._domains[1]
+    assert state.centre.frames == 16
+    strategy._forget_features(state)
+    assert state.centre.frames == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("mean", torch.full((D,), math.nan)),
+        ("answers", torch.zeros(2, 1)),
+        ("window", torch.zeros(3, 3, dtype=torch.int64)),
+        ("counters", torch.tensor([-20, 1, 0])),
+        ("variety", torch.tensor(1000.0)),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(name, tensor):
+    state = centring().domain()
+    with pytest.raises(ValueError, match="centre"):
+        state.load(state.state() | {name: tensor})

@@ -281,8 +281,9 @@ def test_a_gallery_of_few_labels_is_thinned_and_filled_from_further_apart(strate
 def test_a_gallery_of_few_labels_counts_for_surer_answers_only(strategy, monkeypatch):
     corrector = strategy._corrector
     monkeypatch.setattr(corrector, "_is_narrow", lambda features_BD: True)
-    for vagueness, chosen in ((0.9, None), (0.4, NONE)):
+    for usual, vagueness, chosen in ((0.6, 0.9, None), (0.6, 0.4, NONE), (0.4, 0.9, NONE)):
         strategy.reset()
+        corrector._reference = replace(corrector._reference, vagueness=usual)
         says = iter([(0.1, 0.5)] + 2 * [(1.0, vagueness)])
         monkeypatch.setattr(corrector, "_says", lambda features_BD, says=says: next(says))
         assert learn(strategy, 1).chosen is chosen
@@ -293,3 +294,11 @@ def test_narrow_is_what_shows_far_fewer_labels_than_normal(strategy):
     text_KD = strategy._zero_shot.text_KD
     assert corrector._is_narrow(text_KD[[1] * 16])
     assert not corrector._is_narrow(text_KD[[0, 1, 2, 3] * 4])
+
+
+def test_a_snapshot_amid_thinning_begins_a_gallery_anew(strategy):
+    state = learn(strategy, 1)
+    state.thinned = 2
+    restored = strategy._corrector.domain()
+    restored.load(state.state())
+    assert restored.thinned == 0

@@ -9,7 +9,7 @@ class Quiet:
     """A consumer to which the group gives nothing."""
 
     def __init__(self):
-        self.joined = 0
+        self.joined = self.left = 0
 
     def poll(self, timeout_ms):
         return {}
@@ -18,7 +18,7 @@ class Quiet:
         self.joined += 1
 
     def unsubscribe(self):
-        pass
+        self.left += 1
 
     def pause(self, *partitions):
         pass
@@ -37,9 +37,11 @@ def test_a_member_without_partitions_joins_anew_ever_more_rarely():
     clock, consumer = FakeClock(), Quiet()
     source = KafkaSource(consumer, KafkaConfig(), clock, clock)
     idle(source, clock, minutes=1)
-    assert consumer.joined == 3
+    assert consumer.joined == consumer.left == 2
+    source.gain([TopicPartition("frames", 0)])
+    source.lose([TopicPartition("frames", 0)])
     idle(source, clock, minutes=60)
-    assert consumer.joined == 9
+    assert consumer.joined == consumer.left == 8
 
 
 def test_a_quiet_member_with_partitions_stays():
