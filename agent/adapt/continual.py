@@ -149,7 +149,7 @@ class Continual:
             rows = [i for i, d in enumerate(seen.domains) if d == domain]
             state = self._state(domain)
             novel = self._corrector.novel(state.correction, seen, rows)
-            teaching = [seen.teaches(row) for row in rows]
+            teaching = [seen.teaching[row] for row in rows]
             features = seen.features_BD[rows]
             differs = self._centring.learn(
                 state.centre, features, seen.logits_BK[rows], teaching, novel
@@ -170,7 +170,7 @@ class Continual:
         for row, sureness, label in zip(
             rows, entropies.tolist(), probabilities.argmax(dim=-1).tolist(), strict=True
         ):
-            if not seen.teaches(row):
+            if not seen.teaching[row]:
                 continue
             if state.median_entropy != state.median_entropy:  # not yet a number
                 state.median_entropy = sureness

@@ -237,7 +237,7 @@ class Corrector:
         return True
 
     def _is_novel(self, state: DomainCorrection, seen: Observation, row: int) -> bool:
-        if self._reference is None or not seen.teaches(row):
+        if self._reference is None or not seen.teaching[row]:
             return False
         feature_D = seen.features_BD[row]
         if state.recent:

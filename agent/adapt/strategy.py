@@ -44,7 +44,7 @@ class ZeroShot:
         return self.scale * features_BD @ self.text_KD.T
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Observation:
     """What a strategy sees of a batch; never a label of a frame.
 
@@ -62,9 +62,13 @@ class Observation:
     domains: Sequence[int]
     admitted_B: Tensor
 
-    def teaches(self, row: int) -> bool:
-        """Whether anything may be learned from this frame: it was admitted, and has features."""
-        return bool(self.admitted_B[row]) and bool(torch.isfinite(self.features_BD[row]).all())
+    @cached_property
+    def teaching(self) -> list[bool]:
+        """Which frames something may be learned from: they were admitted, and have features."""
+        teaching: list[bool] = (
+            self.admitted_B & torch.isfinite(self.features_BD).all(dim=-1)
+        ).tolist()  # at once: a GPU would wait at each frame
+        return teaching
 
 
 class Outcome(StrEnum):
