@@ -185,7 +185,7 @@ class Recognizer:
         if not self._budget.allows:
             return
         with self._budget.spending():
-            outcome = self._strategy.learn()
+            outcome = self._strategy.learn(thrifty=not self._budget.is_ample)
         if outcome is not None:
             self._metrics.adapter_updates.labels(outcome).inc()
         self._metrics.adapter_budget_used.set(self._budget.used)
@@ -259,19 +259,21 @@ class Recognizer:
         That is all of a domain whose id is used anew, and the energies of one that is encoded
         otherwise than before.
         """
+        for opening in self._domains.opened():
+            domain = opening.domain
+            if self._strategy.version(domain) > 0:
+                self._metrics.adapter_resets.labels(Reason.EVICTED).inc()
+            self._strategy.begin(domain, opening.kin)
+            self._guard.forget(domain)
+            self._thresholds.forget(domain)
+            self._fit.forget(domain)
+            self._encodings[domain] = self._strategy.encoding(domain)
         for domain in self._domains.domains:
             encoding = self._strategy.encoding(domain)
             if encoding != self._encodings.get(domain, 0):
                 self._thresholds.forget(domain)
                 self._fit.forget(domain)
             self._encodings[domain] = encoding
-        for domain in self._domains.opened():
-            if self._strategy.version(domain) > 0:
-                self._metrics.adapter_resets.labels(Reason.EVICTED).inc()
-            self._strategy.reset(domain)
-            self._guard.forget(domain)
-            self._thresholds.forget(domain)
-            self._fit.forget(domain)
 
     def _protect(self, domains: set[int]) -> None:
         for domain in domains:

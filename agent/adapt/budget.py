@@ -29,6 +29,11 @@ class Budget:
         return self._purse_s > 0
 
     @property
+    def is_ample(self) -> bool:
+        """Whether so much is saved up that what can wait need not."""
+        return self._purse_s > BURST_S / 2
+
+    @property
     def used(self) -> float:
         """Adaptation time as a share of inference time since the start."""
         return self._spent_s / self._inference_s if self._inference_s else 0.0

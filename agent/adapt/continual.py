@@ -181,11 +181,14 @@ class Continual:
 
     # -- learning -------------------------------------------------------------------------------
 
-    def learn(self) -> Outcome | None:
+    def learn(self, thrifty: bool = False) -> Outcome | None:
         """Correct a domain whose gallery is full, else take one prompt step where enough is new."""
         due = [s for s in self._domains.values() if self._corrector.is_due(s.correction)]
-        if due:
-            return self._correct(min(due, key=lambda state: state.correction.rounds))
+        newest = min(due, key=lambda state: state.correction.rounds, default=None)
+        if newest is not None and (newest.correction.rounds == 0 or not thrifty):
+            return self._correct(newest)
+        if thrifty:
+            return None
         for state in self._domains.values():
             if state.fresh >= self._config.batch:
                 return self._tune(state)
@@ -265,6 +268,13 @@ class Continual:
             return 0.0
         return float((self._domains[domain].teacher - self._tunable.source).norm()) / self._unit
 
+    def begin(self, domain: int, kin: int | None) -> None:
+        """Correct a new domain as its kin is, until its own frames are judged."""
+        self._domains.pop(domain, None)
+        if kin in self._domains:
+            correction = self._corrector.inherited(self._domains[kin].correction)
+            self._domains[domain] = self._new_domain(correction)
+
     def reset(self, domain: int | None = None) -> None:
         """Forget one domain, or all."""
         if domain is None:
@@ -339,7 +349,7 @@ class Continual:
             self._domains[domain] = self._new_domain()
         return self._domains[domain]
 
-    def _new_domain(self) -> _Domain:
+    def _new_domain(self, correction: DomainCorrection | None = None) -> _Domain:
         source = self._tunable.source
         rms = self._unit / source.numel() ** 0.5
         rate = self._config.learning_rate * rms
@@ -347,7 +357,7 @@ class Continual:
             source,
             len(self._zero_shot.labels),
             rate,
-            self._corrector.domain(),
+            correction or self._corrector.domain(),
             self._centring.domain(),
         )
 

@@ -21,6 +21,7 @@ from agent.adapt.information import NARROW, Advantage, information, variety
 from agent.adapt.moments import Moments, Sample
 from agent.adapt.reference import Reference
 from agent.adapt.restore import Restoration, Spectrum, equalise, median3
+from agent.adapt.steadiness import Steadiness
 from agent.adapt.strategy import Observation, Outcome, ZeroShot, entropy
 from agent.adapt.style import style
 from agent.encode import Encoder
@@ -46,14 +47,17 @@ class CorrectionConfig:
             frames are, counts only for corrections that also make answers surer.
         margin: the advantage that a correction must have to be used, beyond what it would seem to
             have on normal frames.
-        patience: how many times more frames pass before each next gallery than before the last.
-        doubt: where the best advantage is closer than this to the one that is needed, the next
-            gallery comes at once; half as close after each.
+        patience: the next gallery is spread over so many times the frames that were seen so far,
+            where the last verdict was a close one.
+        plain: an advantage this far from the one that is needed makes the pause twice as long, and
+            8 times as long at most.
         measured: images that the tower is measured on while it answers, once a correction is
-            chosen; half as many again after each later round, since the domain may have changed.
+            chosen; half as many when it is confirmed, since the domain may have changed.
         together: frames in a batch that are measured so; of fewer, too little is known. Where
             batches stay smaller, galleries are measured instead.
         settled: images after which older statistics fade as new ones come.
+        window: frames in which it is looked at whether answers are still as sure as before.
+        bar: standard errors by which they must differ for the correction to be judged anew.
     """
 
     repairs: tuple[Restoration, ...] = tuple(Restoration)
@@ -64,29 +68,33 @@ class CorrectionConfig:
     narrow: float = NARROW
     thinnings: int = 2
     margin: float = 0.02
-    patience: int = 8
-    doubt: float = 0.05
+    patience: float = 1.0
+    plain: float = 0.02
     measured: int = 32
     together: int = 8
     settled: int = 512
+    window: int = 32
+    bar: float = 3.0
 
 
 class DomainCorrection:
     """What is known of one domain and done about it; `chosen` is None for nothing."""
 
-    def __init__(self, recent: int) -> None:
+    def __init__(self, config: CorrectionConfig) -> None:
         self.chosen: Restoration | None = None
         self.rounds = 0  # galleries judged
         self.unmeasured = 0  # images that are still to be measured
         self.offered = 0  # frames that a gallery might have taken
+        self.every = 1  # of how many of them the gallery takes one
         self.thinned = 0  # how many times the gallery was
-        self.recent: deque[Tensor] = deque(maxlen=recent)  # features
+        self.recent: deque[Tensor] = deque(maxlen=config.recent)  # features
         self.gallery: list[tuple[Tensor, Tensor]] = []  # (pixels as uint8, feature)
         self.spectra: dict[bool, Spectrum] = {}  # of the pictures: as they come, and filtered
         self.moments: dict[Restoration, Moments] = {}
         self.advantages: dict[Restoration, Advantage] = {}
         self.affine: Affine | None = None  # of the chosen one's moments; None if they have changed
         self.sample: Sample | None = None  # of the batch that is being answered
+        self.steadiness = Steadiness(config.window, config.bar)  # of answers since the last judged
 
     @property
     def encoding(self) -> int:
@@ -99,10 +107,19 @@ class DomainCorrection:
         self.gallery.clear()
         self.thinned = 0
 
+    def unsettle(self, weight: int) -> None:
+        """Go on as before until judged anew; what is known counts for `weight` images."""
+        self.rounds = self.offered = self.thinned = 0
+        self.every = 1
+        self.gallery.clear()
+        self.advantages.clear()
+        self.spectra = {how: _light(each, weight) for how, each in self.spectra.items()}
+        self.moments = {how: _light(each, weight) for how, each in self.moments.items()}
+
     def state(self) -> dict[str, Tensor]:
         """Everything but the gallery, as tensors by name."""
-        counters = [self.encoding, self.rounds, self.offered, self.unmeasured]
-        own = {"counters": torch.tensor(counters)}
+        counters = [self.encoding, self.rounds, self.offered, self.every, self.unmeasured]
+        own = {"counters": torch.tensor(counters), "steadiness": self.steadiness.state()}
         if self.recent:
             own["recent"] = torch.stack(list(self.recent))
         for filtered, spectrum in self.spectra.items():
@@ -124,8 +141,10 @@ class DomainCorrection:
         Raises:
             KeyError: a part is missing.
         """
-        chosen, self.rounds, self.offered, self.unmeasured = own["counters"].tolist()
+        counters = own["counters"].tolist()
+        chosen, self.rounds, self.offered, self.every, self.unmeasured = counters
         self.chosen = _RESTORATIONS[chosen - 1] if chosen else None
+        self.steadiness.load(own["steadiness"])
         self.recent.extend(own.get("recent", ()))
         for filtered in (False, True):
             place = f"spectrum.{int(filtered)}"
@@ -173,7 +192,21 @@ class Corrector:
 
     def domain(self) -> DomainCorrection:
         """Of a domain that nothing is known of yet."""
-        return DomainCorrection(self._config.recent)
+        return DomainCorrection(self._config)
+
+    def inherited(self, kin: DomainCorrection) -> DomainCorrection:
+        """Of a domain that looks like a change of a known one: corrected like it, but not for long.
+
+        Frames are measured while answering at once, and the first gallery judges.
+        """
+        state = self.domain()
+        if kin.chosen is not None:
+            state.chosen = kin.chosen
+            state.moments = {kin.chosen: kin.moments[kin.chosen]}
+            state.spectra = dict(kin.spectra)
+            state.unsettle(self._config.gallery)
+            state.unmeasured = self._config.measured
+        return state
 
     # -- the hot path ---------------------------------------------------------------------------
 
@@ -220,6 +253,11 @@ class Corrector:
         """Learn from the domain's `rows` that are new; whether it is now corrected otherwise."""
         if self._reference is None:
             return False
+        teaching = [row for row in rows if seen.teaching[row]]
+        vagueness = entropy(seen.logits_BK[teaching].softmax(dim=-1)).tolist()
+        if state.steadiness.add(vagueness) and state.rounds:
+            state.unsettle(self._config.gallery)
+            state.unmeasured = self._config.measured
         for row in (row for row, new in zip(rows, novel, strict=True) if new):
             if self._wants(state):
                 pixels = (seen.pixels_BCHW[row] * 255).round().to(torch.uint8)
@@ -248,14 +286,11 @@ class Corrector:
         return True
 
     def _wants(self, state: DomainCorrection) -> bool:
-        """Whether the gallery looks at this frame; the more were judged, the fewer are needed."""
+        """Whether the gallery looks at this frame."""
         if len(state.gallery) >= self._config.gallery:
             return False
         state.offered += 1
-        every: int = self._config.patience ** min(state.rounds, 3)
-        if self._is_doubtful(state):
-            every = 1
-        return state.offered % (every << state.thinned) == 0
+        return state.offered % (state.every << state.thinned) == 0
 
     def _thin(self, state: DomainCorrection) -> None:
         """Of a full gallery that shows few labels, keep every other frame."""
@@ -272,13 +307,6 @@ class Corrector:
         usual = min(self._reference.variety, len(labels))
         return variety(labels) < self._config.narrow * usual
 
-    def _is_doubtful(self, state: DomainCorrection) -> bool:
-        if not state.advantages:
-            return False
-        best = self._best(state)
-        doubt: float = self._config.doubt / 2 ** (state.rounds - 1)
-        return abs(best.mean - self._needed(best)) < doubt
-
     # -- off the hot path -----------------------------------------------------------------------
 
     def is_due(self, state: DomainCorrection) -> bool:
@@ -289,9 +317,9 @@ class Corrector:
     def judge(self, state: DomainCorrection) -> Outcome:
         """Compare corrections on the gallery, and choose.
 
-        The first gallery tries alignment alone, and together with the repair that makes pictures
-        look most normal. Later ones try the best that is not in use, and doing nothing; what is in
-        use only where it could not be measured while answering.
+        The first gallery tries the repair that makes pictures look most normal, the second
+        alignment alone, later ones the best that is not in use. What is in use has been tried by
+        answering, except where it could not be measured meanwhile.
         """
         pixels = torch.stack([pixels for pixels, _ in state.gallery])
         pixels = pixels.float().div_(255).contiguous(memory_format=torch.channels_last)
@@ -331,24 +359,29 @@ class Corrector:
                 worth = min(nats, plain) if one_thing and vagueness > plain_vagueness else nats
                 state.advantages.setdefault(what, Advantage()).add(worth, plain)
         state.rounds += 1
+        state.every = self._pause(state)
         self._choose(state)
+        state.steadiness = Steadiness(self._config.window, self._config.bar)
         return Outcome.DECLINED if state.chosen is None else Outcome.ALIGNED
 
     def _trials(self, state: DomainCorrection, pixels: Tensor) -> list[Restoration]:
         """What is worth a look."""
-        if state.rounds:
-            chosen, means = state.chosen, {h: a.mean for h, a in state.advantages.items()}
-            trials = [chosen] if chosen is not None and state.unmeasured > 0 else []
-            idle = [how for how in means if how is not chosen]
-            best = max(idle, key=means.__getitem__, default=None)
-            if best is not None and (chosen is None or means[best] >= means[chosen] / 2):
-                trials.append(best)
-            return trials
+        chosen, means = state.chosen, {h: a.mean for h, a in state.advantages.items()}
+        trials = [chosen] if chosen is not None and state.rounds and state.unmeasured > 0 else []
+        known = {*means, chosen}
+        if not state.rounds and (likely := self._likely(state, pixels)) not in known:
+            return [*trials, likely]
+        if Restoration.NONE not in known:
+            return [*trials, Restoration.NONE]
+        best = max((how for how in means if how is not chosen), key=means.__getitem__, default=None)
+        if best is not None and (chosen is None or means[best] >= means[chosen] / 2):
+            trials.append(best)
+        return trials
+
+    def _likely(self, state: DomainCorrection, pixels: Tensor) -> Restoration:
+        """The repair that makes pictures look most normal; every other will do to tell."""
         some = pixels[::2]
-        strangeness = {how: self._strangeness(state, how, some) for how in self._config.repairs}
-        return list(
-            dict.fromkeys([Restoration.NONE, min(strangeness, key=strangeness.__getitem__)])
-        )
+        return min(self._config.repairs, key=lambda how: self._strangeness(state, how, some))
 
     def _strangeness(self, state: DomainCorrection, how: Restoration, pixels: Tensor) -> float:
         """How far the repaired pictures' mean style is from normal."""
@@ -363,6 +396,7 @@ class Corrector:
         if best.mean <= self._needed(best):
             state.withdraw()
             return
+        before = state.chosen
         enough = best.mean - max(0.0, self._config.margin)
         state.chosen = next(
             how
@@ -370,7 +404,16 @@ class Corrector:
             if how in state.advantages and state.advantages[how].mean >= enough
         )
         state.affine = None
-        state.unmeasured = self._config.measured // (1 if state.rounds == 1 else 2)
+        state.unmeasured = self._config.measured // (2 if state.chosen is before else 1)
+
+    def _pause(self, state: DomainCorrection) -> int:
+        """Of how many frames the next gallery takes one: the older a domain, the fewer are needed.
+
+        The plainer the verdict, too.
+        """
+        best = self._best(state)
+        plainness = min(8.0, 1 + abs(best.mean - self._needed(best)) / self._config.plain)
+        return max(1, int(self._config.patience * plainness * state.offered / self._config.gallery))
 
     def _best(self, state: DomainCorrection) -> Advantage:
         return max(state.advantages.values(), key=lambda advantage: advantage.mean)
@@ -383,13 +426,17 @@ class Corrector:
         return self._config.margin + max(0.0, chance)
 
     def _aged(self, measured: _Measured) -> _Measured:
-        return replace(measured, count=min(measured.count, self._config.settled))
+        return _light(measured, self._config.settled)
 
     def _says(self, features_BD: Tensor) -> tuple[float, float]:
         """Information and mean entropy of answers, in nats; of broken features, nothing at all."""
         answers_BK = self._zero_shot.logits(features_BD).softmax(dim=-1)
         nats, vagueness = information(answers_BK), float(entropy(answers_BK).mean())
         return (nats, vagueness) if math.isfinite(nats) else (0.0, math.inf)
+
+
+def _light(measured: _Measured, weight: int) -> _Measured:
+    return replace(measured, count=min(measured.count, weight))
 
 
 def _is_finite(moments: Moments) -> bool:

@@ -43,7 +43,10 @@ class DomainConfig:
         caution: a camera whose chance of being in the source domain is above this is taken to be
             there. What is normal is ruined by a correction, what is not loses a few frames' gain.
         prior: frames that a domain's variances are shrunk to their mean by.
-        settled: frames after which a domain's older ones fade as new ones come.
+        settled: frames that a domain is measured on. Then it stays what it is: weather that
+            thickens goes on to another, and comes back to this one when it clears.
+        kinship: root mean square distance, in the known one's standard deviations, within which a
+            new domain is taken for a change of it.
         patience: frames in a row in another domain that make a camera's switch.
         reference_frames: frames that define the source domain when nothing was calibrated.
         max_domains: ids in use at most, the source among them; bounds memory and metrics.
@@ -57,7 +60,8 @@ class DomainConfig:
     reach: float = 2.5
     caution: float = 0.1
     prior: int = 4
-    settled: int = 256
+    settled: int = 128
+    kinship: float = 1.0
     patience: int = 4
     reference_frames: int = 64
     max_domains: int = 32
@@ -74,6 +78,14 @@ class Assignment:
     domain: int
     shift: float
     switched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A new domain, and the known one that it looks like a change of, if there is one."""
+
+    domain: int
+    kin: int | None
 
 
 #: Frames whose mean style makes the shift.
@@ -164,16 +176,28 @@ class _Gaussians:
         errors = distance / (1 / effective + 1 / self.frames)
         return bool((errors[self.known] <= self._config.radius**2).any())
 
+    def kin(self, stretch_NS: Array, strangers: set[int]) -> int | None:
+        """The domain that these frames look like a change of, if not of the source.
+
+        `strangers` are out of the question.
+        """
+        distance = np.square(np.median(stretch_NS, axis=0) - self._mean) / self._variance
+        distances = np.where(self.known, distance.mean(axis=1), np.inf)
+        distances[list(strangers)] = np.inf
+        nearest = int(distances.argmin())
+        near = distances[nearest] <= self._config.kinship**2
+        return nearest if near and nearest != SOURCE else None
+
     def resembles(self, domain: int, style_S: Array) -> bool:
         """Whether a single frame may belong to the domain."""
         distance = (style_S - self._mean[domain]) ** 2 / self._variance[domain]
         return bool(distance.mean() <= self._config.reach**2)
 
     def follow(self, domain: int, style_S: Array) -> None:
-        """Let a domain settle on its frames; the source is fixed."""
-        if domain == SOURCE:
+        """Let a domain settle on its first frames; the source is fixed."""
+        if domain == SOURCE or self.frames[domain] >= self._config.settled:
             return
-        self.frames[domain] = min(self.frames[domain] + 1, self._config.settled)
+        self.frames[domain] += 1
         share = 1 / self.frames[domain]
         before = style_S - self._mean[domain]
         self._mean[domain] += share * before
@@ -213,14 +237,14 @@ class DomainMemory:
     _last_seen: dict[int, int] = field(default_factory=dict)
     _cameras: LRUCache[str, _Camera] = field(default_factory=lambda: LRUCache(MAX_CAMERAS))
     _clock: int = 0
-    _opened: list[int] = field(default_factory=list)
+    _opened: list[Opening] = field(default_factory=list)
 
     @property
     def domains(self) -> list[int]:
         """Ids of all domains, the source first."""
         return [SOURCE, *sorted(self._last_seen)]
 
-    def opened(self) -> list[int]:
+    def opened(self) -> list[Opening]:
         """Domains opened since the last call; what was learned under their ids before is void."""
         opened, self._opened = self._opened, []
         return opened
@@ -236,9 +260,9 @@ class DomainMemory:
         frames = min(camera.frames, max(self.config.stretches))
         if frames < min(self.config.stretches):
             return False
+        camera.unfit.add(domain)
         own = self._open(camera, self._gaussians, camera.recent[-frames:])
         camera.domain, camera.dissent = own, 0
-        camera.unfit |= {domain} - {own}
         return True
 
     def assign(self, cameras: tuple[str, ...], styles_BS: Tensor) -> list[Assignment]:
@@ -318,11 +342,13 @@ class DomainMemory:
             for name in list(self._cameras):
                 # Past the LRU: nobody was seen.
                 Cache.__getitem__(self._cameras, name).leave(domain)
+        kin = gaussians.kin(stretch_NS, camera.unfit | {domain})
         gaussians.open(domain, stretch_NS)
+        camera.unfit.discard(domain)
         camera.belief[:] = 0
         camera.belief[domain] = 1
         camera.owners[-2 * len(stretch_NS) :] = SOURCE
         camera.frames = len(stretch_NS)
         self._last_seen[domain] = self._clock
-        self._opened.append(domain)
+        self._opened.append(Opening(domain, kin))
         return domain

@@ -27,7 +27,7 @@ class Frozen:
         """The zero-shot logits."""
         return seen.logits_BK
 
-    def learn(self) -> Outcome | None:
+    def learn(self, thrifty: bool = False) -> Outcome | None:
         """Nothing to do, ever."""
         return None
 
@@ -42,6 +42,9 @@ class Frozen:
     def distance(self, domain: int) -> float:
         """Always zero."""
         return 0.0
+
+    def begin(self, domain: int, kin: int | None) -> None:
+        """All domains are alike."""
 
     def reset(self, domain: int | None = None) -> None:
         """Nothing to undo."""

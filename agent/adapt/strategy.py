@@ -91,8 +91,11 @@ class Strategy(Protocol):
     def step(self, seen: Observation) -> Tensor:
         """Adapted logits (B, K). Must not change its inputs."""
 
-    def learn(self) -> Outcome | None:
-        """One bounded unit of adaptation; None when there is nothing to do."""
+    def learn(self, thrifty: bool = False) -> Outcome | None:
+        """One bounded unit of adaptation; None when there is nothing to do.
+
+        If `thrifty`, only what cannot wait: a domain of which nothing is known yet.
+        """
 
     def encoding(self, domain: int) -> int:
         """Which way the domain's frames are encoded; 0 is the source model's."""
@@ -102,6 +105,12 @@ class Strategy(Protocol):
 
     def distance(self, domain: int) -> float:
         """How far the domain's parameters are from their source, relative to the source's norm."""
+
+    def begin(self, domain: int, kin: int | None) -> None:
+        """Know nothing yet of a domain but that it looks like a change of `kin`, if that is given.
+
+        Its id may have been another's before.
+        """
 
     def reset(self, domain: int | None = None) -> None:
         """Return one domain, or all, exactly to the source."""

@@ -77,10 +77,13 @@ def continual(pool: Pool, frames: int, rng: np.random.Generator) -> Suite:
 
 
 def gradual(pool: Pool, frames: int, rng: np.random.Generator) -> Suite:
-    """Each corruption waxes from severity 1 to 5 and wanes again; `frames` a corruption."""
+    """Each corruption waxes from severity 1 to 5 and wanes again; `frames` a step, at most 192.
+
+    CoTTA's gradual set-up (Wang et al. 2022), where each step is as long as any other phase.
+    """
     dealer = _Dealer(pool, rng)
     steps = [1, 2, 3, 4, 5, 4, 3, 2, 1]
-    each = max(1, frames // len(steps))
+    each = min(frames, 192)
     plan = [(name, Condition(name, step)) for name in IMAGENET_C for step in steps]
     return Suite("gradual", _phases(plan, dealer, each))
 

@@ -61,6 +61,16 @@ def test_used_is_adaptation_over_inference():
     assert budget.used == pytest.approx(0.25)
 
 
+def test_what_can_wait_waits_while_less_than_half_a_purse_is_left():
+    clock = FakeClock()
+    budget = Budget(0.1, clock)
+    spend(budget, clock, BURST_S / 2 - 1)
+    assert budget.is_ample
+    spend(budget, clock, 1)
+    assert budget.allows
+    assert not budget.is_ample
+
+
 def test_what_fails_was_spent_too():
     clock = FakeClock()
     budget = Budget(0.1, clock)

@@ -10,7 +10,7 @@ from agent.adapt.correction import CorrectionConfig
 from agent.adapt.information import Advantage, FalseAdvantage
 from agent.adapt.moments import Moments
 from agent.adapt.restore import Restoration
-from agent.adapt.strategy import Observation, Outcome
+from agent.adapt.strategy import Observation, Outcome, entropy
 from agent.testing import ARCHITECTURES, pictures, tiny_encoder, tiny_reference, tiny_zero_shot
 
 DIM = 0.8
@@ -64,12 +64,13 @@ def corrected(strategy, how=Restoration.MEDIAN_EQUALISED):
 
 
 @pytest.mark.parametrize("normal", Restoration)
-def test_the_first_gallery_tries_alignment_and_the_most_normal_repair(
+def test_the_first_gallery_tries_the_most_normal_repair_and_the_next_alignment_alone(
     strategy, normal, monkeypatch
 ):
     strangeness = lambda state, how, pixels: float(how is not normal)  # noqa: E731
     monkeypatch.setattr(strategy._corrector, "_strangeness", strangeness)
-    assert set(learn(strategy, 1).advantages) == {NONE, normal}
+    assert set(learn(strategy, 1).advantages) == {normal}
+    assert set(learn(strategy, 1, first=50).advantages) == {NONE, normal}
 
 
 def test_darkness_is_repaired_by_what_gives_light_back():
@@ -110,18 +111,78 @@ def test_what_a_correction_seems_to_gain_on_normal_frames_does_not_count(strateg
         assert state.chosen is chosen
 
 
-def test_what_is_in_doubt_is_looked_at_again_at_once(strategy):
+def test_the_plainer_a_verdict_and_the_older_a_domain_the_longer_the_pause(strategy):
     state = learn(strategy, 1)
-    wants = strategy._corrector._wants
-    for rounds, mean, soon in (
-        (1, 0.06, True),
-        (1, 0.3, False),
-        (1, -0.3, False),
-        (3, 0.06, False),
+    corrector = strategy._corrector
+    needed = corrector._needed(Advantage(0.0, 1.0))
+    for offered, distance, every in (
+        (16, 0.0, 1),
+        (16, 0.021, 2),
+        (16, -0.041, 3),
+        (16, 9.0, 8),
+        (64, 0.0, 4),
+        (64, 0.021, 8),
     ):
-        state.rounds, state.offered = rounds, 0
-        state.advantages = {NONE: Advantage(mean, 1.0)}
-        assert wants(state) is soon
+        state.offered = offered
+        state.advantages = {NONE: Advantage(needed + distance, 1.0)}
+        assert corrector._pause(state) == every
+
+
+def answered(strategy, vagueness, frames=16, seed=0):
+    """Show new pictures that are answered as surely as is said, in nats."""
+    x = pictures(frames, seed) * DIM
+    sure = torch.linspace(0.0, 30.0, 3000)
+    logits = torch.stack([sure, *[torch.zeros_like(sure)] * 3], dim=1)
+    row = (entropy(logits.softmax(-1)) - vagueness).abs().argmin()
+    noise = 0.05 * torch.randn(frames, 4, generator=torch.Generator().manual_seed(seed))
+    features = strategy.encode(x, [1] * frames)
+    passed = torch.ones(frames, dtype=torch.bool)
+    strategy.step(Observation(x, features, logits[row] + noise, [1] * frames, passed))
+
+
+def test_when_answers_are_no_longer_as_sure_a_correction_is_judged_anew(strategy):
+    state = corrected(strategy, NONE)
+    state.unmeasured = 0
+    for seed in range(8):
+        answered(strategy, 0.3, seed=seed)
+    assert (state.rounds, state.unmeasured) == (2, 0)
+    for seed in range(8, 12):
+        answered(strategy, 0.9, seed=seed)
+    assert (state.rounds, state.chosen) == (0, NONE)  # and goes on meanwhile
+    assert state.moments[NONE].count <= 16 + 4 * 16
+    assert not state.advantages
+
+
+def test_a_change_of_a_known_domain_begins_with_its_correction(strategy):
+    corrected(strategy, NONE)
+    x = pictures(4, 3) * DIM
+    strategy.begin(2, 1)
+    assert torch.equal(strategy.encode(x, [2] * 4), strategy.encode(x, [1] * 4))
+    state = correction_of(strategy, 2)
+    assert (state.rounds, state.moments[NONE].count) == (0, 16)
+    for seed in range(60, 80):
+        show(strategy, pictures(16, seed) * DIM, domain=2)
+        strategy.learn()
+    assert state.rounds >= 1
+    assert NONE in state.advantages
+
+
+@pytest.mark.parametrize("kin", [None, 7, 1])
+def test_without_kin_a_domain_begins_with_nothing(strategy, kin):
+    corrected(strategy, NONE)
+    strategy.begin(1, kin)  # 7 is not known, and 1 is what it was itself
+    assert strategy.encoding(1) == 0
+
+
+def test_what_can_wait_is_left_while_thrifty():
+    strategy = build(patience=0.1)
+    for seed in range(10):
+        show(strategy, pictures(16, seed) * DIM)
+    assert strategy.learn(thrifty=True) in (Outcome.ALIGNED, Outcome.DECLINED)
+    for seed in range(10, 20):
+        show(strategy, pictures(16, seed) * DIM)
+    assert strategy.learn(thrifty=True) is None
+    assert strategy.learn() in (Outcome.ALIGNED, Outcome.DECLINED)
 
 
 def test_a_correction_brings_features_back(strategy):
@@ -155,7 +216,7 @@ def test_answering_measures_a_young_domain(strategy):
 
 
 def test_frames_that_come_one_by_one_are_measured_on_galleries():
-    strategy = build(patience=1, margin=-1.0)
+    strategy = build(patience=0.1, margin=-1.0)
     state = learn(strategy, 1)
     how, seed = state.chosen, 0
     known = state.moments[how]
@@ -281,6 +342,7 @@ def test_a_gallery_of_few_labels_is_thinned_and_filled_from_further_apart(strate
 def test_a_gallery_of_few_labels_counts_for_surer_answers_only(strategy, monkeypatch):
     corrector = strategy._corrector
     monkeypatch.setattr(corrector, "_is_narrow", lambda features_BD: True)
+    monkeypatch.setattr(corrector, "_likely", lambda state, pixels: NONE)
     for usual, vagueness, chosen in ((0.6, 0.9, None), (0.6, 0.4, NONE), (0.4, 0.9, NONE)):
         strategy.reset()
         corrector._reference = replace(corrector._reference, vagueness=usual)

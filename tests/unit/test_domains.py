@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from agent.adapt.domains import SOURCE, DomainConfig, DomainMemory
+from agent.adapt.domains import SOURCE, DomainConfig, DomainMemory, Opening
 from agent.adapt.style import StyleReference
 
 S = 20
@@ -39,7 +39,7 @@ def test_a_new_domain_opens_and_stays():
     night = see(domains, NIGHT, 30)
     assert night[:5] == [SOURCE] * 5
     assert night[-15:] == [1] * 15
-    assert domains.opened() == [1]
+    assert domains.opened() == [Opening(1, None)]
 
 
 def test_a_switch_is_told_when_the_camera_has_settled():
@@ -61,7 +61,7 @@ def test_a_frame_that_looks_like_the_source_is_left_to_it_at_once():
 def test_what_was_opened_is_told_once():
     domains = memory()
     see(domains, NIGHT, 20)
-    assert (domains.opened(), domains.opened()) == ([1], [])
+    assert (domains.opened(), domains.opened()) == ([Opening(1, None)], [])
 
 
 def test_a_domain_is_recognised_on_return():
@@ -71,7 +71,7 @@ def test_a_domain_is_recognised_on_return():
     assert last == SOURCE
     assert see(domains, NIGHT, 30, seed=1)[-1] == 1
     assert see(domains, FOG, 30, seed=1)[-1] == 2
-    assert domains.opened() == [1, 2]
+    assert [each.domain for each in domains.opened()] == [1, 2]
 
 
 def test_cameras_in_different_weather_share_a_batch():
@@ -94,7 +94,7 @@ def test_ids_are_bounded_and_the_domain_unseen_for_longest_gives_its_up():
         see(domains, level, 30)
     domains.opened()
     assert see(domains, SNOW, 30)[-1] == 2  # fog's
-    assert domains.opened() == [2]
+    assert domains.opened() == [Opening(2, None)]
     assert sorted(domains.domains) == [SOURCE, 1, 2]
 
 
@@ -140,6 +140,30 @@ def test_a_stranger_does_not_move_a_domain_that_is_known_well():
     assert len(domains.domains) == 3
 
 
+def test_weather_that_thickens_goes_on_to_a_domain_of_its_kin_and_comes_back():
+    domains = memory()
+    see(domains, NIGHT, 200)
+    assert see(domains, NIGHT + 0.15, 100, seed=1)[-1] == 2
+    assert see(domains, NIGHT + 0.8, 100, seed=2)[-1] == 3
+    assert see(domains, NIGHT, 30, seed=3)[-1] == 1
+    assert domains.opened() == [Opening(1, None), Opening(2, 1), Opening(3, None)]
+
+
+def test_a_domain_stays_what_it_settled_on():
+    domains = memory()
+    see(domains, NIGHT, 250)
+    before = domains._gaussians._mean[1].copy()
+    assert set(see(domains, NIGHT + 0.02, 250, seed=1)) == {1}
+    assert (domains._gaussians._mean[1] == before).all()
+
+
+def test_a_camera_does_not_inherit_from_the_domain_that_it_was_split_from():
+    domains = memory()
+    see(domains, NIGHT, 200)
+    domains.split("cam", 1)
+    assert domains.opened()[-1] == Opening(2, None)
+
+
 def test_a_camera_at_rest_is_not_taken_for_a_domain():
     generator = torch.Generator().manual_seed(0)
     scene = torch.randn(S, generator=generator)  # as far from the mean as any normal frame
@@ -169,7 +193,7 @@ def test_an_id_is_taken_as_soon_as_it_is_given(monkeypatch):
     monkeypatch.setattr("agent.adapt.domains._Gaussians.resembles", lambda *_: False)
     see(domains, NIGHT, 30, camera="east")
     see(domains, FOG, 30, camera="west")
-    assert domains.opened() == [1, 2]
+    assert [each.domain for each in domains.opened()] == [1, 2]
 
 
 def test_eviction_does_not_count_as_seeing_a_camera():
@@ -187,7 +211,7 @@ def test_a_camera_may_be_given_a_domain_of_its_own():
     see(domains, NIGHT, 30, camera="west", seed=1)
     domains.opened()
     domains.split("west", 1)
-    assert domains.opened() == [2]
+    assert domains.opened() == [Opening(2, None)]
     assert set(see(domains, NIGHT, 30, camera="west", seed=2)) == {2}  # however alike
     assert see(domains, NIGHT, 1, camera="east", seed=2) == [1]
     domains.split("west", 1)  # which it has left
