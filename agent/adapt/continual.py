@@ -184,7 +184,7 @@ class Continual:
     def learn(self, thrifty: bool = False) -> Outcome | None:
         """Correct a domain whose gallery is full, else take one prompt step where enough is new."""
         due = [s for s in self._domains.values() if self._corrector.is_due(s.correction)]
-        newest = min(due, key=lambda state: state.correction.rounds, default=None)
+        newest = min(due, key=_seniority, default=None)
         if newest is not None and (newest.correction.rounds == 0 or not thrifty):
             return self._correct(newest)
         if thrifty:
@@ -360,6 +360,11 @@ class Continual:
             correction or self._corrector.domain(),
             self._centring.domain(),
         )
+
+
+def _seniority(state: _Domain) -> tuple[int, bool]:
+    """Domains that nothing is known of come first, then those that go on as another did."""
+    return state.correction.rounds, state.correction.chosen is not None
 
 
 def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -28,6 +28,8 @@ from agent.encode import Encoder
 
 #: In the order in which snapshots number them; 0 is nothing.
 _RESTORATIONS = tuple(Restoration)
+#: Of as many frames the next gallery takes one, however old a domain is.
+_LONGEST_PAUSE = 512
 _Measured = TypeVar("_Measured", Moments, Spectrum)
 
 
@@ -94,7 +96,7 @@ class DomainCorrection:
         self.advantages: dict[Restoration, Advantage] = {}
         self.affine: Affine | None = None  # of the chosen one's moments; None if they have changed
         self.sample: Sample | None = None  # of the batch that is being answered
-        self.steadiness = Steadiness(config.window, config.bar)  # of answers since the last judged
+        self.steadiness = Steadiness(config.window, config.bar)  # of answers since it was judged
 
     @property
     def encoding(self) -> int:
@@ -107,10 +109,18 @@ class DomainCorrection:
         self.gallery.clear()
         self.thinned = 0
 
+    def drop(self, how: Restoration) -> None:
+        """Forget what is known of a correction that broke features; it may be tried again."""
+        self.moments.pop(how, None)
+        self.advantages.pop(how, None)
+        if how is self.chosen:
+            self.withdraw()
+
     def unsettle(self, weight: int) -> None:
         """Go on as before until judged anew; what is known counts for `weight` images."""
         self.rounds = self.offered = self.thinned = 0
         self.every = 1
+        self.affine = None
         self.gallery.clear()
         self.advantages.clear()
         self.spectra = {how: _light(each, weight) for how, each in self.spectra.items()}
@@ -227,7 +237,7 @@ class Corrector:
         if bool(torch.isfinite(features_BD).all()):
             return features_BD
         # Frames without features teach nothing, so that the domain would stay broken.
-        state.withdraw()
+        state.drop(state.chosen)
         return self._encoder.encode_image(pixels_BCHW)
 
     def _affine(self, state: DomainCorrection, moments: Moments) -> Affine:
@@ -253,12 +263,12 @@ class Corrector:
         """Learn from the domain's `rows` that are new; whether it is now corrected otherwise."""
         if self._reference is None:
             return False
-        teaching = [row for row in rows if seen.teaching[row]]
-        vagueness = entropy(seen.logits_BK[teaching].softmax(dim=-1)).tolist()
+        fresh = [row for row, new in zip(rows, novel, strict=True) if new]
+        vagueness = entropy(seen.logits_BK[fresh].softmax(dim=-1)).tolist()
         if state.steadiness.add(vagueness) and state.rounds:
             state.unsettle(self._config.gallery)
             state.unmeasured = self._config.measured
-        for row in (row for row, new in zip(rows, novel, strict=True) if new):
+        for row in fresh:
             if self._wants(state):
                 pixels = (seen.pixels_BCHW[row] * 255).round().to(torch.uint8)
                 state.gallery.append((pixels, seen.features_BD[row].clone()))
@@ -345,9 +355,7 @@ class Corrector:
                 features_BD = self._encoder.encode_image(self._restored(state, how, pixels))
             moments = sample[0].moments()
             if not _is_finite(moments):
-                state.moments.pop(how, None)
-                if how is state.chosen:
-                    state.withdraw()
+                state.drop(how)
                 return Outcome.NON_FINITE
             state.moments[how] = moments if prior is None else prior.merged(moments)
             said[how] = self._says(features_BD)
@@ -413,7 +421,8 @@ class Corrector:
         """
         best = self._best(state)
         plainness = min(8.0, 1 + abs(best.mean - self._needed(best)) / self._config.plain)
-        return max(1, int(self._config.patience * plainness * state.offered / self._config.gallery))
+        pause = self._config.patience * plainness * state.offered / self._config.gallery
+        return max(1, min(_LONGEST_PAUSE, int(pause)))
 
     def _best(self, state: DomainCorrection) -> Advantage:
         return max(state.advantages.values(), key=lambda advantage: advantage.mean)

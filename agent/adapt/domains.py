@@ -261,7 +261,8 @@ class DomainMemory:
         if frames < min(self.config.stretches):
             return False
         camera.unfit.add(domain)
-        own = self._open(camera, self._gaussians, camera.recent[-frames:])
+        # What was wrong for these frames is their kin's, too.
+        own = self._open(camera, self._gaussians, camera.recent[-frames:], inherits=False)
         camera.domain, camera.dissent = own, 0
         return True
 
@@ -332,7 +333,9 @@ class DomainMemory:
                 return later
         return None
 
-    def _open(self, camera: _Camera, gaussians: _Gaussians, stretch_NS: Array) -> int:
+    def _open(
+        self, camera: _Camera, gaussians: _Gaussians, stretch_NS: Array, *, inherits: bool = True
+    ) -> int:
         """A new domain; when all ids are taken, the one unseen for longest gives its id up."""
         free = set(range(SOURCE + 1, self.config.max_domains)) - self._last_seen.keys()
         if free:
@@ -342,7 +345,7 @@ class DomainMemory:
             for name in list(self._cameras):
                 # Past the LRU: nobody was seen.
                 Cache.__getitem__(self._cameras, name).leave(domain)
-        kin = gaussians.kin(stretch_NS, camera.unfit | {domain})
+        kin = gaussians.kin(stretch_NS, camera.unfit | {domain}) if inherits else None
         gaussians.open(domain, stretch_NS)
         camera.unfit.discard(domain)
         camera.belief[:] = 0

@@ -1,9 +1,9 @@
 """Whether a domain's answers are still as sure as they were when its correction was judged.
 
-Weather that thickens step by step stays one domain, since no step is great, and what was judged at
-its first step is out of date at the last. How sure answers are tells it sooner than how pictures
-look: from the faintest frost to the thickest, pictures move by less than half a standard deviation
-of what frost varies by anyway, and the mean entropy of answers doubles.
+Weather that thickens in small steps may stay one domain, and what was judged at its first step is
+out of date at the last. How sure answers are tells it sooner than how pictures look: from the
+faintest frost to the thickest, pictures move by less than half a standard deviation of what frost
+varies by anyway, and the mean entropy of answers doubles.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor
 #: Windows that are taken for the latest.
 _LENGTHS = (1, 2, 4)
 _MOST = max(_LENGTHS)
+#: Nats; a camera that shows one thing does not vary by chance.
+_LEAST_ERROR = 0.02
 
 
 @dataclass(slots=True)
@@ -57,7 +59,7 @@ class Steadiness:
 
     def add(self, entropies: list[float]) -> bool:
         """Take in frames in order; whether they have changed, after which all begins anew."""
-        for value in entropies:
+        for value in filter(math.isfinite, entropies):
             self._latest[-1].add(_Sum(1.0, value))
             if self._latest[-1].count < self._window:
                 continue
@@ -74,7 +76,7 @@ class Steadiness:
         for length in _LENGTHS:
             if len(windows) > length:
                 before, lately = _sum(windows[:-length]), _sum(windows[-length:])
-                error = math.sqrt(before.error + lately.error)
+                error = math.sqrt(before.error + lately.error + _LEAST_ERROR**2)
                 if abs(lately.mean - before.mean) > self._bar * error:
                     return True
         return False
@@ -90,8 +92,10 @@ class Steadiness:
         """Take over what `state` returned.
 
         Raises:
-            TypeError, ValueError: it is of another shape.
+            ValueError: it is of another shape.
         """
+        if state.ndim != 2 or state.shape[1] != 3:
+            raise ValueError(f"sums of entropies have three columns, not {tuple(state.shape)}")
         self._before, first, *others = (_Sum(*row) for row in state.tolist())
         self._latest = deque([first, *others])
 

@@ -94,7 +94,7 @@ class Strategy(Protocol):
     def learn(self, thrifty: bool = False) -> Outcome | None:
         """One bounded unit of adaptation; None when there is nothing to do.
 
-        If `thrifty`, only what cannot wait: a domain of which nothing is known yet.
+        If `thrifty`, only what cannot wait: a domain whose own frames were not judged yet.
         """
 
     def encoding(self, domain: int) -> int:

@@ -128,6 +128,52 @@ def test_the_plainer_a_verdict_and_the_older_a_domain_the_longer_the_pause(strat
         assert corrector._pause(state) == every
 
 
+def test_however_old_a_domain_is_galleries_go_on(strategy):
+    state = learn(strategy, 1)
+    state.offered = 10**9
+    assert strategy._corrector._pause(state) == 512
+
+
+def broken(moments):
+    wrong = {name: tensor * float("nan") for name, tensor in moments.tensors().items()}
+    return Moments(**wrong, count=16)
+
+
+def test_a_correction_that_broke_features_is_not_chosen_again_untried(strategy):
+    state = corrected(strategy, EQUALISED)
+    state.advantages = {EQUALISED: Advantage(0.9, 1.0)}
+    state.moments = {EQUALISED: broken(state.moments[EQUALISED])}
+    show(strategy, pictures(4, 3))
+    assert (state.chosen, state.advantages, state.moments) == (None, {}, {})
+    state.every = 1
+    learn(strategy, 1, first=50)
+    assert state.chosen in {*state.moments, None}
+
+
+def test_a_gallery_that_breaks_leaves_nothing_to_choose(strategy, monkeypatch):
+    state = corrected(strategy, NONE)
+    state.advantages, state.every = {NONE: Advantage(0.9, 1.0)}, 1
+    monkeypatch.setattr("agent.adapt.correction._is_finite", lambda moments: False)
+    for seed in range(70, 100):
+        show(strategy, pictures(4, seed) * DIM)
+        if strategy.learn() is Outcome.NON_FINITE:
+            break
+    assert state.chosen is None
+    assert NONE not in {**state.advantages, **state.moments}
+
+
+def test_a_domain_that_nothing_is_known_of_is_judged_before_one_that_goes_on():
+    strategy = build()
+    corrected(strategy, NONE)
+    strategy.begin(2, 1)
+    for seed in range(200, 220):
+        x = pictures(16, seed) * DIM
+        for domain in (2, 3):
+            show(strategy, x, domain)
+    strategy.learn(thrifty=True)
+    assert (correction_of(strategy, 2).rounds, correction_of(strategy, 3).rounds) == (0, 1)
+
+
 def answered(strategy, vagueness, frames=16, seed=0):
     """Show new pictures that are answered as surely as is said, in nats."""
     x = pictures(frames, seed) * DIM
@@ -286,8 +332,7 @@ def test_a_snapshot_that_lacks_a_part_is_refused(strategy, lost):
 
 def test_a_correction_that_breaks_features_is_withdrawn(strategy):
     state = corrected(strategy, NONE)
-    broken = {name: t * float("nan") for name, t in state.moments[NONE].tensors().items()}
-    state.moments[NONE] = Moments(**broken, count=16)
+    state.moments[NONE] = broken(state.moments[NONE])
     x = pictures(4, 3)
     assert torch.equal(strategy.encode(x, [1] * 4), strategy.encode(x, [0] * 4))
     assert state.chosen is None

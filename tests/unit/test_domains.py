@@ -157,11 +157,13 @@ def test_a_domain_stays_what_it_settled_on():
     assert (domains._gaussians._mean[1] == before).all()
 
 
-def test_a_camera_does_not_inherit_from_the_domain_that_it_was_split_from():
+def test_a_domain_that_was_split_off_inherits_nothing():
     domains = memory()
     see(domains, NIGHT, 200)
-    domains.split("cam", 1)
-    assert domains.opened()[-1] == Opening(2, None)
+    see(domains, NIGHT + 0.15, 100, seed=1)
+    assert domains.opened()[-1] == Opening(2, 1)
+    domains.split("cam", 2)
+    assert domains.opened() == [Opening(3, None)]
 
 
 def test_a_camera_at_rest_is_not_taken_for_a_domain():

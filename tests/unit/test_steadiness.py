@@ -1,6 +1,7 @@
 import random
 
 import pytest
+import torch
 
 from agent.adapt.steadiness import Steadiness
 
@@ -48,6 +49,21 @@ def test_it_is_the_same_however_frames_are_batched():
     for value in values:
         alone.add([value])
     assert together.state().tolist() == alone.state().tolist()
+
+
+def test_a_camera_at_rest_has_not_changed():
+    assert not Steadiness(32, 3.0).add([0.1] * 6400)
+
+
+def test_what_is_no_number_does_not_blind_it():
+    watched = steady()
+    watched.add([float("nan"), float("inf")])
+    assert watched.add(entropies(6.0, 64))
+
+
+def test_a_snapshot_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="three columns"):
+        Steadiness(32, 3.0).load(torch.zeros(2, 2))
 
 
 def test_it_survives_a_snapshot():
