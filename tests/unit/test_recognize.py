@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from agent.adapt.budget import Budget
+from agent.adapt.budget import BURST_S, Budget
 from agent.adapt.continual import Continual
-from agent.adapt.domains import Assignment, DomainConfig, DomainMemory
+from agent.adapt.domains import Assignment, DomainConfig, DomainMemory, Opening
 from agent.adapt.fit import Fit, FitConfig
 from agent.adapt.frozen import Frozen
 from agent.adapt.guard import Guard, GuardConfig
@@ -52,7 +52,7 @@ class Spy(Frozen):
     def __init__(self, encoder, spoil=lambda features: -features, away=0.0):
         super().__init__(encoder)
         self.spoil, self.away = spoil, away
-        self.seen, self.resets = [], []
+        self.seen, self.resets, self.begun, self.thrift = [], [], [], []
 
     def encode(self, pixels, domains):
         features = super().encode(pixels, domains)
@@ -63,7 +63,8 @@ class Spy(Frozen):
         self.seen.append(seen)
         return super().step(seen)
 
-    def learn(self):
+    def learn(self, thrifty=False):
+        self.thrift.append(thrifty)
         return Outcome.STEPPED
 
     def encoding(self, domain):
@@ -74,6 +75,9 @@ class Spy(Frozen):
 
     def distance(self, domain):
         return 0.0 if domain in self.resets else self.away
+
+    def begin(self, domain, kin):
+        self.begun.append((domain, kin))
 
     def reset(self, domain=None):
         self.resets.append(domain)
@@ -242,15 +246,15 @@ def test_the_guard_takes_a_domain_back():
     assert sample(recognizer, "tta_adapter_distance", domain="1") == 0
 
 
-def test_an_id_that_is_used_anew_inherits_nothing():
+def test_a_new_domain_inherits_from_its_kin_and_nothing_from_its_id():
     spy = Spy(ENCODER)
     thresholds = Thresholds(0.05, EnergyReference.of(torch.tensor([-20.0])))
     thresholds.observe([1] * 50, torch.full((50,), 100.0))
-    recognizer = build(spy, thresholds=thresholds, domains=Known(opened=[1]))
+    recognizer = build(spy, thresholds=thresholds, domains=Known(opened=[Opening(1, 3)]))
     fresh = build(Spy(ENCODER), thresholds=Thresholds(0.05, thresholds.reference))
     expected = fresh.recognize(frames(1, camera="1"))[0].threshold
     assert recognizer.recognize(frames(1, camera="1"))[0].threshold == expected
-    assert spy.resets == [1]
+    assert spy.begun == [(1, 3)]
     assert sample(recognizer, "tta_adapter_resets_total", reason="evicted") == 1
 
 
@@ -261,6 +265,17 @@ def test_learning_stops_when_the_budget_is_spent():
     recognizer = build(Spy(ENCODER))
     recognizer.learn()
     assert sample(recognizer, "tta_adapter_updates_total", outcome="stepped") == 1
+
+
+def test_what_can_wait_waits_when_the_purse_is_half_empty():
+    clock = FakeClock()
+    spy, budget = Spy(ENCODER), Budget(0.1, clock)
+    recognizer = build(spy, budget=budget)
+    recognizer.learn()
+    with budget.spending():
+        clock.advance(BURST_S / 2)
+    recognizer.learn()
+    assert spy.thrift == [False, True]
 
 
 def test_drift_is_read_against_normal_frames():
