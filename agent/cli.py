@@ -188,10 +188,10 @@ def bench(
     lowres, long. Competitors: frozen, continual, single_prompt, bn, logit_centering, tda, tfup,
     tent, rdumb, roid, sar, tpt, vdp, cotta. All see the same frames, and none a label.
 
-    The default with a part taken away competes when named: no-alignment, no-repair, no-judge,
-    no-prompt-tuning, no-teacher, no-restore, no-diversity, no-anchor, no-domain-memory, no-gate,
-    no-fit, no-guard; or with another number: strength=1, gallery=8 and more, which a wrong name
-    lists.
+    The default with a part taken away competes when named: no-alignment, no-repair, no-centring,
+    no-judge, no-kin, no-steadiness, no-prompt-tuning, no-teacher, no-restore, no-diversity,
+    no-anchor, no-domain-memory, no-gate, no-fit, no-guard; or with another number: strength=1,
+    gallery=8 and more, which a wrong name lists.
     """
     from rich.console import Console
 

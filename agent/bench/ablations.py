@@ -43,6 +43,8 @@ PARTS: dict[str, Ablation] = {
         Parameters(continual=ContinualConfig(centre=CentreConfig(narrow=math.inf)))
     ),
     "no-judge": _correction(margin=-math.inf),
+    "no-kin": Ablation(Parameters(domains=DomainConfig(kinship=0.0))),
+    "no-steadiness": _correction(bar=math.inf),
     "no-prompt-tuning": _prompt(learning_rate=0.0),
     "no-teacher": _prompt(momentum=0.0),
     "no-restore": _prompt(restore=0.0),
