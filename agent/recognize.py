@@ -267,7 +267,6 @@ class Recognizer:
             self._guard.forget(domain)
             self._thresholds.forget(domain)
             self._fit.forget(domain)
-            self._encodings[domain] = self._strategy.encoding(domain)
         for domain in self._domains.domains:
             encoding = self._strategy.encoding(domain)
             if encoding != self._encodings.get(domain, 0):

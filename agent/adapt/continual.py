@@ -165,13 +165,11 @@ class Continual:
 
     def _remember(self, state: _Domain, seen: Observation, rows: list[int]) -> None:
         """Keep the features of frames that the frozen gate passed and the prompt is sure of."""
-        probabilities = seen.logits_BK[rows].softmax(dim=-1)
-        entropies = entropy(probabilities)
-        for row, sureness, label in zip(
-            rows, entropies.tolist(), probabilities.argmax(dim=-1).tolist(), strict=True
-        ):
+        labels = seen.logits_BK[rows].argmax(dim=-1).tolist()
+        for row, label in zip(rows, labels, strict=True):
             if not seen.teaching[row]:
                 continue
+            sureness = seen.vagueness[row]
             if state.median_entropy != state.median_entropy:  # not yet a number
                 state.median_entropy = sureness
             # Stochastic approximation of the median: a constant step up or down.
@@ -270,7 +268,7 @@ class Continual:
 
     def begin(self, domain: int, kin: int | None) -> None:
         """Correct a new domain as its kin is, until its own frames are judged."""
-        self._domains.pop(domain, None)
+        self.reset(domain)
         if kin in self._domains:
             correction = self._corrector.inherited(self._domains[kin].correction)
             self._domains[domain] = self._new_domain(correction)

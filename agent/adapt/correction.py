@@ -116,10 +116,12 @@ class DomainCorrection:
         if how is self.chosen:
             self.withdraw()
 
-    def unsettle(self, weight: int) -> None:
-        """Go on as before until judged anew; what is known counts for `weight` images."""
+    def unsettle(self, config: CorrectionConfig) -> None:
+        """Go on as before, but measured, until judged anew; what is known counts for a gallery."""
+        weight = config.gallery
         self.rounds = self.offered = self.thinned = 0
         self.every = 1
+        self.unmeasured = config.measured
         self.affine = None
         self.gallery.clear()
         self.advantages.clear()
@@ -213,9 +215,8 @@ class Corrector:
         if kin.chosen is not None:
             state.chosen = kin.chosen
             state.moments = {kin.chosen: kin.moments[kin.chosen]}
-            state.spectra = dict(kin.spectra)
-            state.unsettle(self._config.gallery)
-            state.unmeasured = self._config.measured
+            state.spectra = kin.spectra
+            state.unsettle(self._config)
         return state
 
     # -- the hot path ---------------------------------------------------------------------------
@@ -264,10 +265,8 @@ class Corrector:
         if self._reference is None:
             return False
         fresh = [row for row, new in zip(rows, novel, strict=True) if new]
-        vagueness = entropy(seen.logits_BK[fresh].softmax(dim=-1)).tolist()
-        if state.steadiness.add(vagueness) and state.rounds:
-            state.unsettle(self._config.gallery)
-            state.unmeasured = self._config.measured
+        if state.steadiness.add([seen.vagueness[row] for row in fresh]) and state.rounds:
+            state.unsettle(self._config)
         for row in fresh:
             if self._wants(state):
                 pixels = (seen.pixels_BCHW[row] * 255).round().to(torch.uint8)
@@ -369,7 +368,7 @@ class Corrector:
         state.rounds += 1
         state.every = self._pause(state)
         self._choose(state)
-        state.steadiness = Steadiness(self._config.window, self._config.bar)
+        state.steadiness.restart()
         return Outcome.DECLINED if state.chosen is None else Outcome.ALIGNED
 
     def _trials(self, state: DomainCorrection, pixels: Tensor) -> list[Restoration]:

@@ -54,6 +54,10 @@ class Steadiness:
     def __init__(self, window: int, bar: float) -> None:
         self._window = window
         self._bar = bar
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all frames."""
         self._before = _Sum()
         self._latest: deque[_Sum] = deque([_Sum()])  # the last is still being filled
 
@@ -64,7 +68,7 @@ class Steadiness:
             if self._latest[-1].count < self._window:
                 continue
             if self._has_changed():
-                self._before, self._latest = _Sum(), deque([_Sum()])
+                self.restart()
                 return True
             self._latest.append(_Sum())
             if len(self._latest) > _MOST:

@@ -70,6 +70,12 @@ class Observation:
         ).tolist()  # at once: a GPU would wait at each frame
         return teaching
 
+    @cached_property
+    def vagueness(self) -> list[float]:
+        """Entropy of the zero-shot prompt's answer to each frame, in nats."""
+        nats: list[float] = entropy(self.logits_BK.softmax(dim=-1)).tolist()
+        return nats
+
 
 class Outcome(StrEnum):
     """What became of one unit of learning."""
