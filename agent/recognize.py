@@ -144,6 +144,7 @@ class Recognizer:
                 frozen=Scored(labels[frozen_k], frozen_p),
                 frozen_encoder="source" if is_source else "aligned",
                 energy=frame_energy,
+                novelty=frame_energy,
                 threshold=threshold,
                 ood=unknown,
                 domain=where.domain,

@@ -107,7 +107,8 @@ class Verdict:
             loaded) or "aligned" (with the domain's statistics; one matrix product, not a second
             encoding).
         energy: energy score in logit units; higher is stranger.
-        threshold: the energy above which a frame counts as unknown in this domain.
+        novelty: the score by which frames are told unknown; higher is stranger.
+        threshold: the novelty above which a frame counts as unknown in this domain.
         domain: id of the recognised domain; 0 is the source domain.
         shift: distance of the camera's recent style from the source domain's, in its standard
             deviations.
@@ -124,6 +125,7 @@ class Verdict:
     frozen: Scored
     frozen_encoder: str
     energy: float
+    novelty: float
     threshold: float
     ood: bool
     domain: int

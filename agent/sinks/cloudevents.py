@@ -60,6 +60,7 @@ def _data(verdict: Verdict) -> dict[str, Any]:
         "frozen": _scored(verdict.frozen),
         "frozen_encoder": verdict.frozen_encoder,
         "energy": _number(verdict.energy),
+        "novelty": _number(verdict.novelty),
         "threshold": _number(verdict.threshold),
         "ood": bool(verdict.ood),
         "domain": int(verdict.domain),

@@ -22,6 +22,7 @@ VERDICT = Verdict(
     frozen=Scored("dog", 0.8),
     frozen_encoder="source",
     energy=-3.0,
+    novelty=-4.0,
     threshold=-2.0,
     ood=False,
     domain=0,

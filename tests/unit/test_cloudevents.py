@@ -16,6 +16,7 @@ VERDICT = Verdict(
     frozen=Scored("dog", 0.5),
     frozen_encoder="source",
     energy=-12.123456789,
+    novelty=-12.0,
     threshold=-9.5,
     ood=False,
     domain=2,
