@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from agent import encode
@@ -27,7 +28,9 @@ from agent.health import Health, StatusApp, serve
 from agent.metrics import Metrics
 from agent.pipeline import QUEUE_BATCHES, Pipeline
 from agent.recognize import Clocks, Recognizer
+from agent.score.confidence import Confidence, ConfidenceModel
 from agent.score.drift import DriftMonitor
+from agent.score.novelty import Novelty, Score
 from agent.score.threshold import Thresholds
 from agent.sinks import Sink
 from agent.sinks.jsonl import JsonlSink
@@ -124,8 +127,9 @@ def _calibration(config: Config, encoder: Encoder) -> Calibration | None:
         return Calibration.load(Path(config.calibration), subject_of(encoder, config.model))
     if config.adapt.strategy != "frozen":
         _log.warning(
-            "no calibration is configured: statistics alignment is off, and the first frames are "
-            "taken for normal; see tta-agent calibrate --help"
+            "no calibration is configured: statistics alignment is off, unknown frames are told by "
+            "their energy, probabilities are not calibrated, and the first frames are taken for "
+            "normal; see tta-agent calibrate --help"
         )
     return None
 
@@ -150,6 +154,7 @@ def recognizer(
 ) -> Recognizer:
     """The model with what adapts and watches it, as `config` says."""
     reference = normal.reference if normal else None
+    score, novelty = _novelty(Score(config.ood.score), encoder, labels, normal)
     strategy = STRATEGIES[config.adapt.strategy](
         encoder, labels, reference, config.adapt.seed, parameters.continual
     )
@@ -161,7 +166,11 @@ def recognizer(
             replace(parameters.domains, max_domains=config.adapt.max_domains),
             reference.style if reference else None,
         ),
-        thresholds=Thresholds(config.ood.false_alarm_rate, normal.energies if normal else None),
+        novelty=partial(novelty.score, score),
+        thresholds=Thresholds(
+            config.ood.false_alarm_rate, normal.normal[score] if normal else None
+        ),
+        confidence=Confidence(normal.confidence if normal else ConfidenceModel()),
         drift=DriftMonitor(config.drift.window, normal.drift if normal else None),
         guard=Guard(parameters.guard),
         fit=Fit(parameters.fit),
@@ -170,6 +179,18 @@ def recognizer(
         metrics=metrics,
         clocks=_CLOCKS,
     )
+
+
+def _novelty(
+    score: Score, encoder: Encoder, labels: ZeroShot, normal: Calibration | None
+) -> tuple[Score, Novelty]:
+    """What scores novelty; without a calibration, a score that needs none."""
+    if normal is not None:
+        negatives_MD = normal.negatives_MD.to(encoder.device)
+        return score, Novelty(labels, normal.temperature, negatives_MD, normal.normal)
+    if score in (Score.NEGLABEL, Score.ENSEMBLE):
+        score = Score.ABLATED_ENERGY
+    return score, Novelty(labels, 1.0, labels.text_KD[:0], {})
 
 
 def _source(config: Config) -> Source:

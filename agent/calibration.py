@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,15 +37,18 @@ from agent.adapt.style import StyleReference, style
 from agent.config import ModelConfig
 from agent.encode import Encoder
 from agent.errors import InvalidConfig
+from agent.score import negatives
+from agent.score.confidence import GRIDS, ConfidenceModel, shuffled
 from agent.score.drift import DriftReference
-from agent.score.ood import energy
-from agent.score.threshold import EnergyReference
+from agent.score.novelty import MEMBERS, Normal, Novelty, Score
 
-FORMAT = "tta-calibration-5"
+FORMAT = "tta-calibration-6"
 #: Fewer frames than this say too little of what is normal.
 MIN_FRAMES = 16
 #: Features kept for the drift reference.
 MAX_FEATURES = 1024
+#: Frames that are spoilt to learn what answers are worth.
+MAX_SPOILT = 256
 #: Of a larger batch not every image would be measured.
 BATCH = MEASURED_IMAGES
 
@@ -54,21 +57,28 @@ BATCH = MEASURED_IMAGES
 class Calibration:
     """Measured on normal frames; `frames` of them.
 
-    `temperature` divides the checkpoint's logit scale. `reference` is what strategies lead other
-    domains back to.
+    `temperature` divides the checkpoint's logit scale. `negatives_MD` are unit text features of
+    what the labels do not name, `normal` the scores of novelty that normal frames have.
+    `reference` is what strategies lead other domains back to.
     """
 
     subject: str
     frames: int
     temperature: float
-    energies: EnergyReference
+    negatives_MD: Tensor
+    normal: dict[Score, Normal]
+    confidence: ConfidenceModel
     drift: DriftReference
     reference: Reference
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         tensors = {
-            "energies": self.energies.sorted_N,
+            "negatives": self.negatives_MD.half(),
+            "confidence": torch.tensor(
+                [self.confidence.bias, self.confidence.slope, self.confidence.doubt],
+                dtype=torch.float64,
+            ),
             "style.mean": self.reference.style.mean,
             "style.whitening": self.reference.style.whitening,
             "drift.features": self.drift.features_ND,
@@ -83,6 +93,7 @@ class Calibration:
                 [self.reference.false_advantage.mean, self.reference.false_advantage.deviation]
             ),
         }
+        tensors |= {f"novelty.{score}": normal.sorted_N for score, normal in self.normal.items()}
         moments = self.reference.moments.tensors()
         tensors |= {f"moments.{name}": tensor for name, tensor in moments.items()}
         header = {
@@ -129,7 +140,9 @@ class Calibration:
                 subject=subject,
                 frames=frames,
                 temperature=temperature,
-                energies=EnergyReference(tensors["energies"]),
+                negatives_MD=_negatives(tensors),
+                normal=_normal(tensors, frames),
+                confidence=_confidence_model(tensors["confidence"]),
                 drift=DriftReference(tensors["drift.features"], tensors["drift.probabilities"]),
                 reference=_reference(tensors, frames),
             )
@@ -144,14 +157,33 @@ def subject_of(encoder: Encoder, model: ModelConfig) -> str:
 
 
 @torch.no_grad()
+def word_features(
+    encoder: Encoder,
+    template: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    """Unit text features (V, D) of the words that negative labels are mined from.
+
+    Of a checkpoint with a small vocabulary, those that it was taught.
+    """
+    words = negatives.words()
+    untaught = set(encoder.unknown_labels(words))
+    taught = [word for word in words if word not in untaught]
+    return encoder.encode_labels(taught, [template], progress)[0]
+
+
+@torch.no_grad()
 def calibrate(
     encoder: Encoder,
     zero_shot: ZeroShot,
     images: Sequence[NDArray[np.uint8]],
+    words_VD: Tensor,
     subject: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Calibration:
     """Measure images of shape (H, W, 3) at the model's size; `zero_shot` has temperature 1.
+
+    `words_VD` are the `word_features`.
 
     Raises:
         InvalidConfig: there are too few.
@@ -160,6 +192,8 @@ def calibrate(
         raise InvalidConfig(
             [f"calibration needs {MIN_FRAMES} readable images or more, got {len(images)}"]
         )
+    spoilt = images[:MAX_SPOILT]
+    total = 2 * len(images) + (len(GRIDS) - 1) * len(spoilt)
     alignment = Alignment(encoder.visual)
     features, views, styles = [], [], []
     moments: Moments | None = None
@@ -173,11 +207,12 @@ def calibrate(
         spectrum = colours if spectrum is None else spectrum.merged(colours)
         views.append(encoder.encode_image(_other_view(pixels_BCHW)))
         styles.append(style(pixels_BCHW))
-        progress(min(start + BATCH, len(images)), 2 * len(images))
+        progress(min(start + BATCH, len(images)), total)
     features_ND, views_ND = torch.cat(features), torch.cat(views)
     temperature = fit_temperature(zero_shot.logits(features_ND), zero_shot.logits(views_ND))
-    logits_NK = zero_shot.logits(features_ND) / temperature
-    kept = features_ND[:MAX_FEATURES]
+    tempered = replace(zero_shot, scale=zero_shot.scale / temperature)
+    logits_NK = tempered.logits(features_ND)
+    probabilities_NK = logits_NK.softmax(dim=-1)
     # Unreachable with MIN_FRAMES > 0; keeps the type honest.
     if moments is None or spectrum is None:
         raise InvalidConfig(["calibration needs images"])
@@ -185,17 +220,30 @@ def calibrate(
     for start in range(0, len(images) - BATCH + 1, BATCH):  # whole galleries
         with alignment.measured():
             aligned_BD = encoder.encode_image(encoder.to_device(images[start : start + BATCH]))
-        aligned_BK = (zero_shot.logits(aligned_BD) / temperature).softmax(dim=-1)
-        plain_BK = logits_NK[start : start + BATCH].softmax(dim=-1)
+        aligned_BK = tempered.logits(aligned_BD).softmax(dim=-1)
+        plain_BK = probabilities_NK[start : start + BATCH]
         advantages.append(advantage(information(aligned_BK), information(plain_BK)))
-        progress(len(images) + start + BATCH, 2 * len(images))
-    progress(2 * len(images), 2 * len(images))
+        progress(len(images) + start + BATCH, total)
+    confidence = _confidence(
+        encoder,
+        tempered,
+        spoilt,
+        probabilities_NK[: len(spoilt)],
+        lambda done: progress(2 * len(images) + done, total),
+    )
+    progress(total, total)
+    # As the file keeps them, so that normal frames are scored like all that come later.
+    negatives_MD = negatives.mine(words_VD, zero_shot.text_KD).half().float()
     return Calibration(
         subject=subject,
         frames=len(images),
         temperature=temperature,
-        energies=EnergyReference.of(energy(logits_NK)),
-        drift=DriftReference(kept.cpu(), logits_NK[:MAX_FEATURES].softmax(-1).cpu()),
+        negatives_MD=negatives_MD,
+        normal=normal_scores(tempered, temperature, negatives_MD, features_ND),
+        confidence=confidence,
+        drift=DriftReference(
+            features_ND[:MAX_FEATURES].cpu(), probabilities_NK[:MAX_FEATURES].cpu()
+        ),
         reference=Reference(
             moments,
             spectrum,
@@ -203,9 +251,62 @@ def calibrate(
             FalseAdvantage.of(advantages),
             Centre(features_ND.mean(dim=0), len(features_ND)),
             usual_variety(logits_NK.argmax(dim=-1).tolist()),
-            float(entropy(logits_NK.softmax(dim=-1)).mean()),
+            float(entropy(probabilities_NK).mean()),
         ),
     )
+
+
+def normal_scores(
+    zero_shot: ZeroShot, temperature: float, negatives_MD: Tensor, features_ND: Tensor
+) -> dict[Score, Normal]:
+    """Every score on the unit features (N, D) of normal frames; `zero_shot` is tempered."""
+    logits_NK = zero_shot.logits(features_ND)
+    normal: dict[Score, Normal] = {}
+    # The ensemble comes last: its members' scores are what it is standardised by.
+    for score in (*MEMBERS, *(other for other in Score if other not in MEMBERS)):
+        novelty = Novelty(zero_shot, temperature, negatives_MD, normal)
+        normal[score] = Normal.of(novelty.score(score, features_ND, logits_NK))
+    return normal
+
+
+def _confidence(
+    encoder: Encoder,
+    zero_shot: ZeroShot,
+    images: Sequence[NDArray[np.uint8]],
+    sound_NK: Tensor,
+    progress: Callable[[int], None],
+) -> ConfidenceModel:
+    generator = torch.Generator().manual_seed(0)
+    spoilt = [sound_NK]
+    for nth, grid in enumerate(GRIDS[1:]):
+        features = []
+        for start in range(0, len(images), BATCH):
+            pixels_BCHW = encoder.to_device(images[start : start + BATCH])
+            features.append(encoder.encode_image(shuffled(pixels_BCHW, grid, generator)))
+            progress(nth * len(images) + min(start + BATCH, len(images)))
+        spoilt.append(zero_shot.logits(torch.cat(features)).softmax(dim=-1))
+    return ConfidenceModel.fit(sound_NK, spoilt)
+
+
+def _confidence_model(weights: Tensor) -> ConfidenceModel:
+    bias, slope, doubt = weights.tolist()
+    return ConfidenceModel(bias, slope, doubt)
+
+
+def _negatives(tensors: dict[str, Tensor]) -> Tensor:
+    negatives_MD = tensors["negatives"].float()
+    norms_M = negatives_MD.norm(dim=-1)
+    alike = negatives_MD.shape[1:] == tensors["drift.features"].shape[1:]
+    if not alike or not len(norms_M) or (norms_M - 1).abs().max() > 0.01:
+        raise ValueError("its negative labels are none")
+    return negatives_MD
+
+
+def _normal(tensors: dict[str, Tensor], frames: int) -> dict[Score, Normal]:
+    normal = {score: Normal(tensors[f"novelty.{score}"]) for score in Score}
+    if any(scores.sorted_N.shape != (frames,) for scores in normal.values()):
+        raise ValueError("its scores are not one of each frame")
+    return normal
 
 
 def _reference(tensors: dict[str, Tensor], frames: int) -> Reference:

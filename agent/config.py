@@ -278,6 +278,12 @@ class OodConfig(Section):
 
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of normal frames that may be flagged as unknown."""
+    score: Literal["neglabel", "energy", "ablated_energy", "max_logit", "mcm", "ensemble"] = (
+        "neglabel"
+    )
+    """What tells the unknown: negative labels, the energy (or without its leading temperature), the
+    largest logit, maximum concept matching, or neglabel, energy, max_logit and mcm together;
+    neglabel and ensemble need a calibration; without one, ablated_energy takes their place."""
 
 
 class DriftConfig(Section):

@@ -38,9 +38,11 @@ _STAGE_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # CLIP's logits are a hundred cosines, so energies of known frames lie near -30 to -15.
 _ENERGY = tuple(range(-60, -40, 5)) + tuple(range(-40, -9)) + (-5, 0)
+_NOVELTY = (-4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20)
+_CONFIDENCE = tuple(step / 10 for step in range(1, 11))
 _ENTROPY = (0.01, 0.025, 0.05, *(step / 10 for step in range(1, 11)))
 
-_UNITS = frozenset({"seconds", "frames", "records", "logits", "ratio"})
+_UNITS = frozenset({"seconds", "frames", "records", "logits", "ratio", "deviations"})
 
 
 class Described(NamedTuple):
@@ -118,8 +120,27 @@ class Metrics:
             "domain",
         )
         self.ood_flagged = self._counter("ood_flagged", "Frames flagged as unknown.", "camera")
-        self.energy_threshold = self._gauge(
-            "energy_threshold_logits", "Energy above which a frame counts as unknown.", "domain"
+        self.novelty = self._histogram(
+            "novelty_deviations",
+            "Novelty of frames, in median absolute deviations above the median of normal frames.",
+            _NOVELTY,
+            "domain",
+        )
+        self.novelty_threshold = self._gauge(
+            "novelty_threshold_deviations",
+            "Novelty above which a frame counts as unknown.",
+            "domain",
+        )
+        self.confidence = self._histogram(
+            "confidence_ratio",
+            "Calibrated probability that a frame's first label is right, if any label is.",
+            _CONFIDENCE,
+            "domain",
+        )
+        self.expected_accuracy = self._gauge(
+            "expected_accuracy_ratio",
+            "Mean confidence of recent known frames: the accuracy to expect, found without labels.",
+            "domain",
         )
         self.drift_score = self._gauge(
             "drift_score", "Distance of recent frames from the reference.", "camera", "detector"

@@ -18,8 +18,9 @@ from agent.adapt.strategy import Observation, Strategy, ZeroShot, entropy
 from agent.adapt.style import style
 from agent.encode import Encoder
 from agent.metrics import Metrics
+from agent.score.confidence import Confidence
 from agent.score.drift import DriftMonitor
-from agent.score.ood import energy
+from agent.score.ood import ablated_energy
 from agent.score.threshold import Thresholds
 from agent.types import Frame, Scored, Verdict
 
@@ -47,7 +48,9 @@ class Recognizer:
         strategy: Strategy,
         *,
         domains: DomainMemory,
+        novelty: Callable[[Tensor, Tensor], Tensor],
         thresholds: Thresholds,
+        confidence: Confidence,
         drift: DriftMonitor,
         guard: Guard,
         fit: Fit,
@@ -56,12 +59,17 @@ class Recognizer:
         metrics: Metrics,
         clocks: Clocks,
     ) -> None:
-        """`audit` is the share of aligned batches that are encoded by the source model as well."""
+        """`novelty` scores unit features (B, D) with the zero-shot prompt's logits (B, K).
+
+        `audit` is the share of aligned batches that are encoded by the source model as well.
+        """
         self._encoder = encoder
         self._zero_shot = zero_shot
         self._strategy = strategy
         self._domains = domains
+        self._novelty = novelty
         self._thresholds = thresholds
+        self._confidence = confidence
         self._drift = drift
         self._guard = guard
         self._fit = fit
@@ -91,13 +99,14 @@ class Recognizer:
             features_BD = torch.nan_to_num(features_BD)
         with self._stage("score", stages):
             frozen_BK = self._zero_shot.logits(features_BD)
-            energies_B = energy(frozen_BK)
+            energies_B = ablated_energy(frozen_BK)
+            novelty_B = self._novelty(features_BD, frozen_BK).cpu()
             # A feature that is not finite says nothing of what is in the picture, nor of what is
             # normal here.
             sound = finite_B.nonzero().flatten().tolist()
-            self._thresholds.observe([domains[row] for row in sound], energies_B[sound])
+            self._thresholds.observe([domains[row] for row in sound], novelty_B[sound])
             thresholds = [self._thresholds.of(domain) for domain in domains]
-            unknown_B = (energies_B.cpu() > torch.tensor(thresholds)) | ~finite_B.cpu()
+            unknown_B = (novelty_B > torch.tensor(thresholds)) | ~finite_B.cpu()
         with self._stage("adapt", stages):
             seen = Observation(
                 pixels_BCHW, features_BD, frozen_BK, domains, ~unknown_B.to(features_BD.device)
@@ -123,7 +132,9 @@ class Recognizer:
             self._guard.observe(
                 [domains[row] for row in fair], probabilities_BK[fair], zero_shot_BK[fair]
             )
+            confidence = self._confidence.observe(domains, probabilities_BK, (~unknown_B).tolist())
             self._watch(frames, assigned, energies_B, unknown_B, probabilities_BK)
+            self._watch_scores(domains, novelty_B, confidence)
             self._watch_drift(
                 [frames[row] for row in sound], features_BD[sound], zero_shot_BK[sound]
             )
@@ -143,8 +154,9 @@ class Recognizer:
                 top=tuple(Scored(labels[k], p) for k, p in zip(ks, ps, strict=True)),
                 frozen=Scored(labels[frozen_k], frozen_p),
                 frozen_encoder="source" if is_source else "aligned",
+                confidence=right,
                 energy=frame_energy,
-                novelty=frame_energy,
+                novelty=strangeness,
                 threshold=threshold,
                 ood=unknown,
                 domain=where.domain,
@@ -162,7 +174,9 @@ class Recognizer:
                 frozen_k,
                 frozen_p,
                 is_source,
+                right,
                 frame_energy,
+                strangeness,
                 threshold,
                 unknown,
                 where,
@@ -173,7 +187,9 @@ class Recognizer:
                 frozen.indices.tolist(),
                 frozen.values.tolist(),
                 audited,
+                confidence,
                 energies_B.tolist(),
+                novelty_B.tolist(),
                 thresholds,
                 unknown_B.tolist(),
                 assigned,
@@ -257,7 +273,7 @@ class Recognizer:
     def _retire(self) -> None:
         """Forget what is void.
 
-        That is all of a domain whose id is used anew, and the energies of one that is encoded
+        That is all of a domain whose id is used anew, and the answers of one that is encoded
         otherwise than before.
         """
         for opening in self._domains.opened():
@@ -266,14 +282,17 @@ class Recognizer:
                 self._metrics.adapter_resets.labels(Reason.EVICTED).inc()
             self._strategy.begin(domain, opening.kin)
             self._guard.forget(domain)
-            self._thresholds.forget(domain)
-            self._fit.forget(domain)
+            self._forget(domain)
         for domain in self._domains.domains:
             encoding = self._strategy.encoding(domain)
             if encoding != self._encodings.get(domain, 0):
-                self._thresholds.forget(domain)
-                self._fit.forget(domain)
+                self._forget(domain)
             self._encodings[domain] = encoding
+
+    def _forget(self, domain: int) -> None:
+        self._thresholds.forget(domain)
+        self._confidence.forget(domain)
+        self._fit.forget(domain)
 
     def _protect(self, domains: set[int]) -> None:
         for domain in domains:
@@ -287,7 +306,9 @@ class Recognizer:
                 self._metrics.adapter_resets.labels(reason).inc()
             self._metrics.adapter_distance.labels(domain).set(self._strategy.distance(domain))
             self._metrics.adapter_agreement.labels(domain).set(self._guard.agreement(domain))
-            self._metrics.energy_threshold.labels(domain).set(self._thresholds.of(domain))
+            threshold = self._thresholds.standard(self._thresholds.of(domain))
+            self._metrics.novelty_threshold.labels(domain).set(threshold)
+            self._metrics.expected_accuracy.labels(domain).set(self._confidence.usual(domain))
 
     def _watch(
         self,
@@ -317,6 +338,13 @@ class Recognizer:
                 )
             metrics.domain_active.labels(camera).set(where.domain)
             metrics.drift_score.labels(camera, "style").set(where.shift)
+
+    def _watch_scores(
+        self, domains: Sequence[int], novelty_B: Tensor, confidence: Sequence[float]
+    ) -> None:
+        for domain, value, right in zip(domains, novelty_B.tolist(), confidence, strict=True):
+            self._metrics.novelty.labels(domain).observe(self._thresholds.standard(value))
+            self._metrics.confidence.labels(domain).observe(right)
 
     def _watch_drift(
         self, frames: Sequence[Frame], features_BD: Tensor, probabilities_BK: Tensor

@@ -98,6 +98,12 @@ def tiny_zero_shot(encoder: Encoder) -> ZeroShot:
     return ZeroShot(LABELS, encoder.encode_labels(LABELS, TEMPLATES), encoder.logit_scale)
 
 
+def tiny_words(encoder: Encoder) -> Tensor:
+    """Text features of a few words that are none of the labels, and of one that is, (6, D)."""
+    words = ["cloud", "spoon", "window", "river", "violin", LABELS[0]]
+    return encoder.encode_labels(words, TEMPLATES[:1])[0]
+
+
 @dataclass(slots=True)
 class FakeClock:
     """Seconds that pass only when told to."""

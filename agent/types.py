@@ -106,6 +106,7 @@ class Verdict:
         frozen_encoder: the encoder `frozen` was computed with: "source" (the model as it was
             loaded) or "aligned" (with the domain's statistics; one matrix product, not a second
             encoding).
+        confidence: calibrated probability that the first of `top` is right, if any label is.
         energy: energy score in logit units; higher is stranger.
         novelty: the score by which frames are told unknown; higher is stranger.
         threshold: the novelty above which a frame counts as unknown in this domain.
@@ -124,6 +125,7 @@ class Verdict:
     top: tuple[Scored, ...]
     frozen: Scored
     frozen_encoder: str
+    confidence: float
     energy: float
     novelty: float
     threshold: float

@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 
 from agent import __version__, encode
 from agent.assemble import zero_shot
@@ -25,7 +26,7 @@ from agent.bench.competitors import COMPETITORS, Arena, competitor
 from agent.bench.label_sets import LabelSet, labelling
 from agent.bench.picture import write_picture
 from agent.bench.suites import SUITES, Suite
-from agent.calibration import Calibration, calibrate, subject_of
+from agent.calibration import Calibration, calibrate, subject_of, word_features
 from agent.config import ModelConfig
 from agent.errors import AgentError
 
@@ -82,6 +83,7 @@ def run_bench(options: BenchOptions, console: Console) -> None:
     ]
     _prepare(pool, suites, console)
 
+    words_VD = word_features(encoder, base.templates[0])
     competitors = options.competitors or COMPETITORS
     scores: list[Score] = []
     written: list[str] = []
@@ -98,7 +100,7 @@ def run_bench(options: BenchOptions, console: Console) -> None:
             encoder=partial(encode.load, base),
             model=model,
             zero_shot=zero_shot(encoder, model),
-            normal=_calibrated(encoder, model, pool),
+            normal=_calibrated(encoder, model, pool, words_VD, suite.held_out),
             seed=options.seed,
         )
         with Progress(console=console, transient=True) as progress:
@@ -139,9 +141,17 @@ def _prepare(pool: pools.Pool, suites: Sequence[Suite], console: Console) -> Non
         pools.prepare(pool, conditions, lambda: progress.advance(task))
 
 
-def _calibrated(encoder: encode.Encoder, model: ModelConfig, pool: pools.Pool) -> Calibration:
-    images = [pool.pixels[i] for i in pool.calibration]
-    return calibrate(encoder, zero_shot(encoder, model), images, subject_of(encoder, model))
+def _calibrated(
+    encoder: encode.Encoder,
+    model: ModelConfig,
+    pool: pools.Pool,
+    words_VD: Tensor,
+    held_out: frozenset[str],
+) -> Calibration:
+    """On photographs of what the labels name: an ordinary day."""
+    images = [pool.pixels[i] for i in pool.calibration if pool.labels[i] not in held_out]
+    subject = subject_of(encoder, model)
+    return calibrate(encoder, zero_shot(encoder, model), images, words_VD, subject)
 
 
 def _score(name: str, suite: Suite, pool: pools.Pool, arena: Arena, progress: Progress) -> Score:

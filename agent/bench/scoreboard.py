@@ -28,7 +28,7 @@ class Said:
     frame: FrameId
     adapted: str
     frozen: str
-    energy: float
+    novelty: float
     threshold: float
     ood: bool
     domain: int
@@ -48,7 +48,7 @@ def said_in(verdict: Mapping[str, Any]) -> Said:
             frame=FrameId(frame["topic"], frame["partition"], frame["offset"]),
             adapted=verdict["top"][0]["label"],
             frozen=verdict["frozen"]["label"],
-            energy=_number(verdict["energy"]),
+            novelty=_number(verdict["novelty"]),
             threshold=_number(verdict["threshold"]),
             ood=verdict["ood"],
             domain=verdict["domain"],

@@ -88,7 +88,7 @@ def _draw_novelty(axes: Axes, outcomes: Sequence[Outcome]) -> None:
         shown = [o for o in outcomes if o.known == known]
         axes.scatter(
             [o.index for o in shown],
-            [o.said.energy for o in shown],
+            [o.said.novelty for o in shown],
             s=size,
             c=colour,
             marker=marker,
@@ -105,7 +105,7 @@ def _draw_novelty(axes: Axes, outcomes: Sequence[Outcome]) -> None:
         linewidths=1.4,
         label="threshold",
     )
-    axes.set_ylabel("energy\nhigher is stranger", fontsize=STYLE_SIZE["label"])
+    axes.set_ylabel("novelty\nhigher is stranger", fontsize=STYLE_SIZE["label"])
     _legend(axes)
 
 

@@ -59,6 +59,7 @@ def _data(verdict: Verdict) -> dict[str, Any]:
         "top": [_scored(scored) for scored in verdict.top],
         "frozen": _scored(verdict.frozen),
         "frozen_encoder": verdict.frozen_encoder,
+        "confidence": _number(verdict.confidence),
         "energy": _number(verdict.energy),
         "novelty": _number(verdict.novelty),
         "threshold": _number(verdict.threshold),

@@ -21,6 +21,7 @@ VERDICT = Verdict(
     top=(Scored("dog", 0.9),),
     frozen=Scored("dog", 0.8),
     frozen_encoder="source",
+    confidence=0.5,
     energy=-3.0,
     novelty=-4.0,
     threshold=-2.0,

@@ -19,7 +19,7 @@ from agent.bench.suites import Shot, Suite
 from agent.calibration import calibrate
 from agent.config import ModelConfig
 from agent.errors import AgentError
-from agent.testing import picture, tiny_encoder, tiny_zero_shot
+from agent.testing import picture, tiny_encoder, tiny_words, tiny_zero_shot
 
 NAMES = ("n01443537_goldfish", "n02085620_Chihuahua", "n02691156_airliner")
 
@@ -113,7 +113,8 @@ def test_each_ablation_differs_from_the_default_and_runs(name, pool):
     assert ablation.changes or ablation.parameters != NOTHING.parameters
     encoder = tiny_encoder()
     zero_shot = tiny_zero_shot(encoder)
-    normal = calibrate(encoder, zero_shot, [pool.pixels[i] for i in pool.calibration], "tiny")
+    images = [pool.pixels[i] for i in pool.calibration]
+    normal = calibrate(encoder, zero_shot, images, tiny_words(encoder), "tiny")
     model = ModelConfig(labels=list(zero_shot.labels))
     arena = Arena(lambda: encoder, model, zero_shot, normal, seed=0)
     runner = competitor(name, arena, 16)

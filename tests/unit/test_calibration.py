@@ -3,12 +3,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from agent.calibration import MIN_FRAMES, Calibration, calibrate, fit_temperature, subject_of
 from agent.config import ModelConfig
 from agent.errors import InvalidConfig
-from agent.score.ood import energy
-from agent.testing import pictures, tiny_encoder, tiny_zero_shot
+from agent.score.confidence import ConfidenceModel
+from agent.score.novelty import Score
+from agent.score.ood import ablated_energy as energy
+from agent.testing import pictures, tiny_encoder, tiny_words, tiny_zero_shot
 
 
 def images(n, seed=0):
@@ -17,7 +21,9 @@ def images(n, seed=0):
 
 def make(architecture="batch_norm", n=40, **options):
     encoder = tiny_encoder(architecture)
-    return calibrate(encoder, tiny_zero_shot(encoder), images(n), "subject", **options)
+    return calibrate(
+        encoder, tiny_zero_shot(encoder), images(n), tiny_words(encoder), "subject", **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def saved(calibration, tmp_path):
 
 def tensors(calibration):
     return [
-        calibration.energies.sorted_N,
+        *(calibration.normal[score].sorted_N for score in Score),
         calibration.reference.style.mean,
         calibration.reference.style.whitening,
         calibration.drift.features_ND,
@@ -52,6 +58,32 @@ def test_what_is_saved_is_what_is_loaded(calibration, saved):
     assert list(saved.parent.iterdir()) == [saved]
 
 
+def test_what_frames_are_worth_is_kept_too(calibration, saved):
+    loaded = Calibration.load(saved, "subject")
+    assert loaded.confidence == calibration.confidence != ConfidenceModel()
+    assert torch.equal(loaded.negatives_MD, calibration.negatives_MD)
+    assert set(loaded.normal) == set(Score)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("negatives", lambda t: t[:, :-1]),
+        ("negatives", lambda t: t[:0]),
+        ("negatives", lambda t: t * 2),
+        ("novelty.neglabel", lambda t: t[:-1]),
+        ("confidence", lambda t: t[:2]),
+        ("confidence", lambda t: torch.cat([t, t])),
+    ],
+)
+def test_scores_of_a_wrong_shape_are_refused(saved, name, change):
+    with safe_open(saved, framework="pt") as file:
+        header, kept = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file(kept | {name: change(kept[name]).contiguous()}, saved, metadata=header)
+    with pytest.raises(InvalidConfig, match="cannot be read"):
+        Calibration.load(saved, "subject")
+
+
 def test_of_another_subject_it_is_refused(saved):
     with pytest.raises(InvalidConfig, match="another checkpoint"):
         Calibration.load(saved, "other")
@@ -67,8 +99,6 @@ def test_a_damaged_file_is_refused(saved, damage):
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
-    from safetensors.torch import save_file
-
     save_file({"weights": torch.ones(3)}, tmp_path / "model.safetensors")
     with pytest.raises(InvalidConfig, match="format"):
         Calibration.load(tmp_path / "model.safetensors", "subject")
@@ -103,7 +133,7 @@ def test_moments_are_those_of_all_images_in_whatever_batches(architecture):
     last = [m for m in encoder.visual.modules() if type(m).__name__.startswith("LayerNorm")]
     if last:
         last[-1].register_forward_hook(lambda *a: seen.append(a[2].flatten(0, -2).mean(0)))
-    calibration = calibrate(encoder, tiny_zero_shot(encoder), images(64), "s")
+    calibration = calibrate(encoder, tiny_zero_shot(encoder), images(64), tiny_words(encoder), "s")
     assert calibration.reference.moments.count == 64
     assert float(calibration.reference.moments.variance.std()) > 0
     if seen:  # every second pass is of the other views, and the last four are aligned
@@ -116,13 +146,17 @@ def test_energies_are_those_of_the_tempered_logits(calibration):
     labels = tiny_zero_shot(encoder)
     tempered = dataclasses.replace(labels, scale=labels.scale / calibration.temperature)
     expected = energy(tempered.logits(encoder.encode_image(encoder.to_device(images(40)))))
-    assert torch.allclose(calibration.energies.sorted_N, expected.sort().values, atol=1e-3)
+    found = calibration.normal[Score.ABLATED_ENERGY].sorted_N
+    assert torch.allclose(found, expected.sort().values, atol=1e-3)
 
 
 def test_progress_is_told_to_the_end():
     told = []
     make(progress=lambda done, total: told.append((done, total)))
-    assert told == [(16, 80), (32, 80), (40, 80), (56, 80), (72, 80), (80, 80)]
+    done, totals = zip(*told, strict=True)
+    assert set(totals) == {200}  # plain, aligned, and spoilt in three ways
+    assert list(done) == sorted(done)
+    assert done[-1] == 200
 
 
 def test_what_alignment_seems_to_gain_on_normal_frames_is_measured_and_kept(calibration, tmp_path):
@@ -178,7 +212,6 @@ def test_views_that_always_agree_do_not_make_it_certain():
 )
 def test_a_file_with_numbers_that_cannot_be_is_refused(saved, name, tensor):
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
     with safe_open(saved, framework="pt") as file:
         tensors = {each: file.get_tensor(each) for each in file.keys()}  # noqa: SIM118

@@ -15,6 +15,7 @@ VERDICT = Verdict(
     top=tuple(Scored(f"label {n}", 1 / 3) for n in range(5)),
     frozen=Scored("dog", 0.5),
     frozen_encoder="source",
+    confidence=0.5,
     energy=-12.123456789,
     novelty=-12.0,
     threshold=-9.5,

@@ -13,9 +13,11 @@ from agent.adapt.strategy import Outcome
 from agent.adapt.style import StyleReference, style
 from agent.metrics import Metrics
 from agent.recognize import Clocks, Recognizer
+from agent.score.confidence import Confidence, ConfidenceModel
 from agent.score.drift import DriftMonitor, DriftReference
-from agent.score.ood import energy
-from agent.score.threshold import EnergyReference, Thresholds
+from agent.score.novelty import Normal
+from agent.score.ood import ablated_energy as energy
+from agent.score.threshold import Thresholds
 from agent.testing import LABELS, FakeClock, pictures, record, tiny_encoder, tiny_zero_shot
 from agent.types import Frame
 
@@ -88,7 +90,9 @@ def build(strategy=None, clock=None, **parts):
     drift = DriftMonitor(32, None)
     defaults = {
         "domains": Known(),
-        "thresholds": Thresholds(0.05, EnergyReference.of(torch.tensor([math.inf]))),
+        "novelty": lambda features, logits: energy(logits),
+        "confidence": Confidence(ConfidenceModel()),
+        "thresholds": Thresholds(0.05, Normal.of(torch.tensor([math.inf]))),
         "drift": drift,
         "guard": Guard(GuardConfig(frames=8)),
         "fit": Fit(FitConfig(frames=8)),
@@ -129,13 +133,16 @@ def test_a_verdict_says_what_the_model_said():
         assert (verdict.domain, verdict.shift, verdict.age_s) == (0, 0.5, 10.0)
 
 
-def test_energy_and_threshold_decide_what_is_unknown():
+def test_novelty_and_threshold_decide_what_is_unknown():
     some = frames(8)
-    energies = energy(source_logits(some))
-    reference = EnergyReference.of(energies.median()[None])
-    verdicts = build(thresholds=Thresholds(0.05, reference)).recognize(some)
-    assert [v.energy for v in verdicts] == pytest.approx(energies.tolist(), abs=1e-4)
-    assert [v.ood for v in verdicts] == [v.energy > v.threshold for v in verdicts]
+    score = energy(source_logits(some)).neg()
+    normal = Normal.of(score.median()[None])
+    verdicts = build(
+        novelty=lambda features, logits: -energy(logits), thresholds=Thresholds(0.05, normal)
+    ).recognize(some)
+    assert [v.novelty for v in verdicts] == pytest.approx(score.tolist(), abs=1e-4)
+    assert [v.energy for v in verdicts] == pytest.approx((-score).tolist(), abs=1e-4)
+    assert [v.ood for v in verdicts] == [v.novelty > v.threshold for v in verdicts]
     assert {v.ood for v in verdicts} == {True, False}
 
 
@@ -197,14 +204,14 @@ def test_a_suspect_is_audited_and_others_are_not():
 
 def test_unknown_frames_are_not_admitted():
     spy = Spy(ENCODER)
-    reference = EnergyReference.of(energy(source_logits(frames(8))).median()[None])
+    reference = Normal.of(energy(source_logits(frames(8))).median()[None])
     verdicts = build(spy, thresholds=Thresholds(0.05, reference)).recognize(frames(8))
     assert spy.seen[0].admitted_B.tolist() == [not v.ood for v in verdicts]
 
 
 def test_features_that_are_not_finite_are_unknown_and_teach_nothing():
     spy = Spy(ENCODER, spoil=lambda features: features * math.nan)
-    thresholds = Thresholds(0.05, EnergyReference.of(torch.tensor([-20.0, math.inf])))
+    thresholds = Thresholds(0.05, Normal.of(torch.tensor([-20.0, math.inf])))
     recognizer = build(spy, thresholds=thresholds)
     verdicts = recognizer.recognize([*frames(2), *frames(2, camera="1")])
     assert [v.ood for v in verdicts] == [False, False, True, True]
@@ -231,7 +238,7 @@ def test_a_domain_is_followed_in_metrics():
 
 
 def test_flags_are_counted_by_camera():
-    thresholds = Thresholds(0.05, EnergyReference.of(torch.tensor([-1e3])))
+    thresholds = Thresholds(0.05, Normal.of(torch.tensor([-1e3])))
     recognizer = build(thresholds=thresholds)
     recognizer.recognize(frames(5))
     assert sample(recognizer, "tta_ood_flagged_total", camera="0") == 5
@@ -248,10 +255,10 @@ def test_the_guard_takes_a_domain_back():
 
 def test_a_new_domain_inherits_from_its_kin_and_nothing_from_its_id():
     spy = Spy(ENCODER)
-    thresholds = Thresholds(0.05, EnergyReference.of(torch.tensor([-20.0])))
+    thresholds = Thresholds(0.05, Normal.of(torch.tensor([-20.0])))
     thresholds.observe([1] * 50, torch.full((50,), 100.0))
     recognizer = build(spy, thresholds=thresholds, domains=Known(opened=[Opening(1, 3)]))
-    fresh = build(Spy(ENCODER), thresholds=Thresholds(0.05, thresholds.reference))
+    fresh = build(Spy(ENCODER), thresholds=Thresholds(0.05, thresholds.normal))
     expected = fresh.recognize(frames(1, camera="1"))[0].threshold
     assert recognizer.recognize(frames(1, camera="1"))[0].threshold == expected
     assert spy.begun == [(1, 3)]

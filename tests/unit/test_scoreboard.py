@@ -16,7 +16,7 @@ VERDICT = {
     "frame": {"topic": "frames", "partition": 1, "offset": 7},
     "top": [{"label": "cat", "probability": 0.9}, {"label": "dog", "probability": 0.1}],
     "frozen": {"label": "dog", "probability": 0.6},
-    "energy": -9.5,
+    "novelty": -9.5,
     "threshold": None,
     "ood": False,
     "domain": 2,
@@ -85,7 +85,7 @@ def test_what_the_agent_publishes_is_read():
     assert said_in(to_event(verdict)["data"]) == expected
 
 
-@pytest.mark.parametrize("field", ["frame", "top", "frozen", "energy"])
+@pytest.mark.parametrize("field", ["frame", "top", "frozen", "novelty"])
 def test_what_is_no_verdict_is_refused(field):
     with pytest.raises(AgentError, match="not a verdict"):
         said_in({key: value for key, value in VERDICT.items() if key != field})

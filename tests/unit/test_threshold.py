@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from agent.adapt.domains import SOURCE
-from agent.score.threshold import PRIOR, WARM_UP, WINDOW, EnergyReference, Thresholds
+from agent.score.novelty import Normal
+from agent.score.threshold import PRIOR, WARM_UP, WINDOW, Thresholds
 
 NIGHT = 1
 
@@ -15,7 +16,7 @@ def normal(n, seed, mean=-20.0):
 
 def adapted(*batches):
     """Thresholds with a reference of 500 normal frames that then saw batches of a night."""
-    thresholds = Thresholds(0.05, EnergyReference.of(normal(500, 0)))
+    thresholds = Thresholds(0.05, Normal.of(normal(500, 0)))
     for batch in batches:
         thresholds.observe([NIGHT] * len(batch), batch)
     return thresholds
@@ -32,20 +33,20 @@ def adapted(*batches):
     ],
 )
 def test_the_threshold_is_the_split_conformal_rank(n, rate, rank):
-    energies = torch.arange(1.0, n + 1).flip(0)
-    assert EnergyReference.of(energies).threshold(rate) == rank
+    scores = torch.arange(1.0, n + 1).flip(0)
+    assert Normal.of(scores).threshold(rate) == rank
 
 
 def test_normal_frames_are_flagged_at_the_rate_that_was_asked_for():
     rates = []
     for seed in range(50):
-        threshold = EnergyReference.of(normal(200, seed)).threshold(0.1)
+        threshold = Normal.of(normal(200, seed)).threshold(0.1)
         rates.append(float((normal(500, 1000 + seed) > threshold).float().mean()))
     assert sum(rates) / len(rates) == pytest.approx(0.1, abs=0.01)
 
 
 def test_the_source_threshold_is_fixed():
-    thresholds = Thresholds(0.05, EnergyReference.of(normal(500, 0)))
+    thresholds = Thresholds(0.05, Normal.of(normal(500, 0)))
     before = thresholds.of(SOURCE)
     thresholds.observe([SOURCE] * 300, normal(300, 1, mean=-5))
     assert thresholds.of(SOURCE) == before == thresholds.of(NIGHT)
@@ -72,6 +73,19 @@ def test_a_burst_of_unknown_frames_does_not_drag_it():
     assert (burst > thresholds.of(NIGHT)).all()
 
 
+def test_a_few_frames_that_are_alike_do_not_narrow_it():
+    alike = torch.full((4,), -20.0)
+    thresholds = adapted(alike)
+    width = thresholds.of(SOURCE) + 20
+    assert thresholds.of(NIGHT) + 20 > 0.8 * width
+
+
+def test_scores_are_told_in_deviations_of_normal_frames():
+    thresholds = Thresholds(0.05, Normal.of(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])))
+    assert thresholds.standard(5.0) == 2.0
+    assert math.isnan(Thresholds(0.05).standard(5.0))
+
+
 def test_domains_do_not_mix():
     thresholds = adapted(normal(100, 1, mean=-10))
     assert thresholds.of(2) == thresholds.of(SOURCE)
@@ -90,4 +104,4 @@ def test_without_calibration_the_first_frames_set_it():
     assert thresholds.of(SOURCE) == math.inf
     thresholds.observe([SOURCE], normal(1, 1))
     both = torch.cat([normal(WARM_UP - 1, 0), normal(1, 1)])
-    assert thresholds.of(SOURCE) == EnergyReference.of(both).threshold(0.05)
+    assert thresholds.of(SOURCE) == Normal.of(both).threshold(0.05)
