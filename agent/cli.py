@@ -218,6 +218,67 @@ def bench(
 
 
 @app.command()
+def bench_unknown(
+    images: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, file_okay=False, help="Photographs, labelled by sub-folder or file name."
+        ),
+    ],
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(help="A stream; may be given again. [default: continual, mixed, correlated]"),
+    ] = None,
+    severity: Annotated[int, typer.Option(min=1, max=5, help="Of the corruptions.")] = 3,
+    model: Annotated[
+        str, typer.Option(help="As model.name in the configuration; or local-dir:FOLDER.")
+    ] = "offline",
+    pretrained: Annotated[
+        str | None, typer.Option(help="As model.pretrained: a hub tag or a checkpoint file.")
+    ] = None,
+    frames: Annotated[
+        int, typer.Option(min=0, help="Frames of each phase; 0 shows every photograph once.")
+    ] = 0,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    seed: Annotated[int, typer.Option(help="Seed of streams and splits.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for tables.")] = Path("bench-out"),
+    cache: Annotated[Path, typer.Option(help="Folder for corrupted images.")] = Path(
+        "~/.cache/streaming-tta-agent"
+    ),
+) -> None:
+    """Measure how well the unknown is told, and what the agent's confidence is worth.
+
+    Three tables with pictures. **Scores**: each of ood.score on the source model, for near unknowns
+    (half of the labels held out) and far ones (animals from things), clear and under each
+    corruption; *unnamed* leaves words that may name the unknown out of the negative labels.
+    **False alarms**: the agent in a storm in which a quarter of the frames is unknown, against a
+    fixed threshold. **Confidence**: calibration error of softmax and confidence, and false alarms,
+    on streams of known objects.
+    """
+    from rich.console import Console
+
+    try:
+        from agent.bench.unknown_run import UnknownOptions, run_unknown
+    except ModuleNotFoundError as error:
+        raise MissingAsset(
+            f"the benchmark needs {error.name}: pip install 'streaming-tta-agent[bench]'"
+        ) from error
+    options = UnknownOptions(
+        images=images,
+        model=model,
+        pretrained=pretrained,
+        suites=suite or ["continual", "mixed", "correlated"],
+        severity=severity,
+        frames=frames,
+        precision=precision,
+        seed=seed,
+        out=out,
+        cache=cache.expanduser(),
+    )
+    run_unknown(options, Console())
+
+
+@app.command()
 def calibrate(
     file: ConfigFile,
     folder: Annotated[

@@ -21,7 +21,7 @@ from agent.calibration import Calibration
 from agent.config import Config, ModelConfig
 from agent.encode import Encoder
 from agent.metrics import Metrics
-from agent.types import Frame, FrameId, Record
+from agent.types import Frame, FrameId, Record, Verdict
 
 Answers = list[str]
 
@@ -82,6 +82,10 @@ class AgentCompetitor:
         self._frames = 0
 
     def answer(self, cameras: Sequence[str], pixels: NDArray[np.uint8]) -> Answers:
+        """The agent's first label of each frame."""
+        return [verdict.top[0].label for verdict in self.verdicts(cameras, pixels)]
+
+    def verdicts(self, cameras: Sequence[str], pixels: NDArray[np.uint8]) -> list[Verdict]:
         """Recognise a batch, then learn as the pipeline does between two batches."""
         now = time.time()
         frames = [
@@ -96,7 +100,7 @@ class AgentCompetitor:
         self._frames += len(frames)
         verdicts = self.recognizer.recognize(frames)
         self.recognizer.learn()
-        return [verdict.top[0].label for verdict in verdicts]
+        return verdicts
 
 
 class PeerCompetitor:

@@ -28,10 +28,14 @@ class LabelSet(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Labelling:
-    """The label list, and what each file shows; None for what no label of the list names."""
+    """The label list, and what each file shows; None for what no label of the list names.
+
+    `is_imagenet` says that the labels are those of ImageNet, in its order.
+    """
 
     labels: tuple[str, ...]
     truth: Callable[[Path, Path], str | None]
+    is_imagenet: bool = False
 
 
 def labelling(kind: LabelSet, folder: Path) -> Labelling:
@@ -47,7 +51,11 @@ def labelling(kind: LabelSet, folder: Path) -> Labelling:
     if all(_synset(path, folder) for path in paths) and paths:
         by_synset = _fleet() if kind is LabelSet.FLEET else _imagenet()
         labels = tuple(dict.fromkeys(by_synset.values()))
-        return Labelling(labels, lambda path, top: by_synset.get(_synset(path, top) or ""))
+        return Labelling(
+            labels,
+            lambda path, top: by_synset.get(_synset(path, top) or ""),
+            is_imagenet=kind is LabelSet.ALL,
+        )
     if kind is LabelSet.FLEET:
         raise AgentError(
             f"the fleet labels need WordNet ids (n01443537_…) in the names of {folder}"

@@ -61,11 +61,10 @@ def run_bench(options: BenchOptions, console: Console) -> None:
     Raises:
         AgentError: the images, the model or a name will not do.
     """
-    _one_of(options.suites, "suite", SUITES)
-    _one_of(options.competitors, "competitor", [*COMPETITORS, *ABLATIONS])
-    _one_of([options.label_set], "label set", list(LabelSet))
-    _one_of([options.precision], "precision", ["fp32", "bf16", "fp16"])
-    base = _model(options)
+    one_of(options.suites, "suite", SUITES)
+    one_of(options.competitors, "competitor", [*COMPETITORS, *ABLATIONS])
+    one_of([options.label_set], "label set", list(LabelSet))
+    base = chosen_model(options.model, options.pretrained, options.precision)
     encoder = encode.load(base)
     names = labelling(LabelSet(options.label_set), options.images)
     preprocess = encoder.preprocess
@@ -81,7 +80,7 @@ def run_bench(options: BenchOptions, console: Console) -> None:
     suites = [
         SUITES[name](pool, frames, np.random.default_rng(options.seed)) for name in options.suites
     ]
-    _prepare(pool, suites, console)
+    corrupted(pool, (c for suite in suites for c in suite.conditions), console)
 
     words_VD = word_features(encoder, base.templates[0])
     competitors = options.competitors or COMPETITORS
@@ -100,7 +99,7 @@ def run_bench(options: BenchOptions, console: Console) -> None:
             encoder=partial(encode.load, base),
             model=model,
             zero_shot=zero_shot(encoder, model),
-            normal=_calibrated(encoder, model, pool, words_VD, suite.held_out),
+            normal=calibrated(encoder, model, pool, words_VD, suite.held_out),
             seed=options.seed,
         )
         with Progress(console=console, transient=True) as progress:
@@ -117,31 +116,39 @@ def run_bench(options: BenchOptions, console: Console) -> None:
         (options.out / "bench.md").write_text("\n".join(written))
 
 
-def _model(options: BenchOptions) -> ModelConfig:
+def chosen_model(name: str, pretrained: str | None, precision: str) -> ModelConfig:
+    """The model that the command line names, with the default labels.
+
+    Raises:
+        AgentError: there is no such model or precision.
+    """
+    one_of([precision], "precision", ["fp32", "bf16", "fp16"])
     try:
         return ModelConfig(
-            name=options.model,
-            pretrained=options.pretrained,
-            precision=options.precision,  # type: ignore[arg-type]  # it was looked up
+            name=name,
+            pretrained=pretrained,
+            precision=precision,  # type: ignore[arg-type]  # it was looked up
         )
     except ValidationError as error:
         raise AgentError(str(error.errors()[0]["msg"])) from error
 
 
-def _one_of(names: Sequence[str], what: str, known: Iterable[str]) -> None:
+def one_of(names: Sequence[str], what: str, known: Iterable[str]) -> None:
+    """Raise `AgentError` for a name that is not known."""
     for name in names:
         if name not in known:
             raise AgentError(f"there is no {what} {name!r}; there are: {', '.join(known)}")
 
 
-def _prepare(pool: pools.Pool, suites: Sequence[Suite], console: Console) -> None:
-    conditions = list(dict.fromkeys(c for suite in suites for c in suite.conditions))
+def corrupted(pool: pools.Pool, conditions: Iterable[pools.Condition], console: Console) -> None:
+    """Make the pictures of every condition, with a progress bar."""
+    conditions = list(dict.fromkeys(conditions))
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("corrupting", total=len(conditions))
         pools.prepare(pool, conditions, lambda: progress.advance(task))
 
 
-def _calibrated(
+def calibrated(
     encoder: encode.Encoder,
     model: ModelConfig,
     pool: pools.Pool,
