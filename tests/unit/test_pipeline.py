@@ -35,7 +35,7 @@ class Recognizer:
         return [
             Verdict(
                 *(frame.record.id, None, frame.camera, frame.captured_at, (cat,), cat, "source"),
-                *(0.0, 0.0, False, 0, 0.0, "fake", 0, "fake", 0.0, {}),
+                *(0.0, 0.0, 0.0, False, 0, 0.0, "fake", 0, "fake", 0.0, {}),
             )
             for frame in frames
         ]
