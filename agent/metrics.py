@@ -32,6 +32,7 @@ DEAD_LETTER_REASONS = tuple(kind.reason for kind in InvalidFrame.__subclasses__(
 UPDATE_OUTCOMES = ("stepped", "aligned", "declined", "nonfinite")
 RESET_REASONS = ("collapse", "disagreement", "distance", "evicted")
 RELOAD_OUTCOMES = ("applied", "refused")
+NOVELTY_OUTCOMES = ("kept", "duplicate", "rate_limited", "failed")
 
 _AGE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 _STAGE_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
@@ -40,7 +41,7 @@ _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _ENERGY = tuple(range(-60, -40, 5)) + tuple(range(-40, -9)) + (-5, 0)
 _ENTROPY = (0.01, 0.025, 0.05, *(step / 10 for step in range(1, 11)))
 
-_UNITS = frozenset({"seconds", "frames", "records", "logits", "ratio"})
+_UNITS = frozenset({"seconds", "frames", "records", "logits", "ratio", "bytes"})
 
 
 class Described(NamedTuple):
@@ -70,6 +71,7 @@ class Metrics:
         self._stream()
         self._scores()
         self._adaptation()
+        self._novelty()
         self._operation()
 
     def camera_label(self, camera: str) -> str:
@@ -165,6 +167,17 @@ class Metrics:
         )
         _start_at_zero(self.adapter_updates, UPDATE_OUTCOMES)
         _start_at_zero(self.adapter_resets, RESET_REASONS)
+
+    def _novelty(self) -> None:
+        self.novelty_frames = self._counter(
+            "novelty_frames",
+            "Unknown frames that were kept for people to look at, or why not.",
+            "outcome",
+        )
+        self.novelty_held = self._gauge(
+            "novelty_held_bytes", "Bytes of the kept frames in the folder."
+        )
+        _start_at_zero(self.novelty_frames, NOVELTY_OUTCOMES)
 
     def _operation(self) -> None:
         self.config_info = self._info(

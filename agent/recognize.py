@@ -18,6 +18,8 @@ from agent.adapt.strategy import Observation, Strategy, ZeroShot, entropy
 from agent.adapt.style import style
 from agent.encode import Encoder
 from agent.metrics import Metrics
+from agent.novelty.find import Find
+from agent.novelty.keeper import Keeper
 from agent.score.drift import DriftMonitor
 from agent.score.ood import energy
 from agent.score.threshold import Thresholds
@@ -55,8 +57,12 @@ class Recognizer:
         audit: float,
         metrics: Metrics,
         clocks: Clocks,
+        keeper: Keeper | None = None,
     ) -> None:
-        """`audit` is the share of aligned batches that are encoded by the source model as well."""
+        """`audit` is the share of aligned batches that are encoded by the source model as well.
+
+        `keeper` keeps unknown frames for people to look at; None keeps none.
+        """
         self._encoder = encoder
         self._zero_shot = zero_shot
         self._strategy = strategy
@@ -71,6 +77,7 @@ class Recognizer:
         self._encodings: dict[int, int] = {}
         self._metrics = metrics
         self._clocks = clocks
+        self._keeper = keeper
 
     @torch.no_grad()
     def recognize(self, frames: Sequence[Frame]) -> list[Verdict]:
@@ -134,7 +141,7 @@ class Recognizer:
         top = probabilities_BK.topk(min(TOP, probabilities_BK.shape[-1]), dim=-1)
         frozen = source_BK.softmax(dim=-1).max(dim=-1)
         labels = self._zero_shot.labels
-        return [
+        verdicts = [
             Verdict(
                 frame=frame.record.id,
                 subject=frame.record.subject,
@@ -180,9 +187,14 @@ class Recognizer:
                 strict=True,
             )
         ]
+        # A zero stands for a feature that is not finite: there is nothing to compare it by.
+        self._offer(frames, verdicts, features_BD * finite_B[:, None])
+        return verdicts
 
     def learn(self) -> None:
-        """One unit of adaptation, if the budget allows one."""
+        """One unit of adaptation, if the budget allows one; and of keeping unknown frames."""
+        if self._keeper is not None:
+            self._keeper.settle()
         if not self._budget.allows:
             return
         with self._budget.spending():
@@ -190,6 +202,20 @@ class Recognizer:
         if outcome is not None:
             self._metrics.adapter_updates.labels(outcome).inc()
         self._metrics.adapter_budget_used.set(self._budget.used)
+
+    def _offer(
+        self, frames: Sequence[Frame], verdicts: Sequence[Verdict], features_BD: Tensor
+    ) -> None:
+        flagged = [row for row, verdict in enumerate(verdicts) if verdict.ood]
+        if self._keeper is None or not flagged:
+            return
+        embeddings = features_BD[flagged].float().cpu().numpy()
+        self._keeper.offer(
+            [
+                Find.of(frames[row], verdicts[row], embedding_D)
+                for row, embedding_D in zip(flagged, embeddings, strict=True)
+            ]
+        )
 
     def _audited(
         self,
