@@ -291,7 +291,7 @@ def review(
     similarity: Annotated[
         float,
         typer.Option(min=0, max=1, help="Cosine of embeddings above which frames form a group."),
-    ] = 0.5,
+    ] = 0.4,
 ) -> None:
     """Show the unknown frames that the agent kept, as one HTML page.
 

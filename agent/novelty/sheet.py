@@ -74,34 +74,34 @@ def render(sheet: Sheet, progress: Callable[[int, int], None]) -> Iterator[str]:
     done = 0
     for number, group in enumerate(several, start=1):
         shown = list(islice(group.frames, min(PER_GROUP, left)))
-        yield _section(f"{number}. {len(group.frames)} frames alike", group.frames, shown)
+        yield _section(f"{number}. {len(group.frames)} frames", group.frames, shown)
         left -= len(shown)
         done += len(group.frames)
         progress(done, len(frames))
     if alone:
-        yield _section(f"{len(alone)} frames like no other", alone, alone[:left])
+        yield _section(f"{_count(len(alone), 'frame')} like no other", alone, alone[:left])
         progress(len(frames), len(frames))
     yield "</body></html>\n"
 
 
 def _introduction(sheet: Sheet, frames: Sequence[Kept], several: int, alone: int) -> str:
     cameras = {kept.event.data.camera for kept in frames}
-    skipped = f" {sheet.skipped} files could not be read." if sheet.skipped else ""
+    skipped = f" {_count(sheet.skipped, 'file')} could not be read." if sheet.skipped else ""
     return (
-        f"<h1>Unknown frames</h1><p>{len(frames)} frames of {len(cameras)} cameras, "
-        f"{_span(frames)} UTC, in {_text(sheet.origin, len(sheet.origin))}.{skipped}</p>"
-        f'<p class="quiet">{several} groups of frames that look alike, then {alone} frames that '
-        "look like no other; what is most novel, or most often, comes first. The guesses are what "
-        "the labels made of a frame, the margin is how far it lay above the threshold. Under each "
-        "group are the ids of its frames, to copy into the next list of labels or training set."
-        "</p>\n"
+        f"<h1>Unknown frames</h1><p>{_count(len(frames), 'frame')} of "
+        f"{_count(len(cameras), 'camera')}, {_span(frames)} UTC, in "
+        f"{_text(sheet.origin, len(sheet.origin))}: {_count(several, 'group')} that look alike, "
+        f"{alone} alone.{skipped}</p>"
+        '<p class="quiet">The most novel and the most frequent come first. Bold is what your '
+        "labels made of a frame; the margin is how far its novelty lies above the threshold. "
+        "Under each group are the ids of its frames, to copy.</p>\n"
     )
 
 
 def _section(title: str, frames: Sequence[Kept], shown: Sequence[Kept]) -> str:
     cameras = sorted({kept.event.data.camera for kept in frames})
     named = ", ".join(_text(camera) for camera in cameras[:3])
-    more = f" and {len(cameras) - 3} more cameras" if len(cameras) > 3 else ""
+    more = f" and {_count(len(cameras) - 3, 'more camera')}" if len(cameras) > 3 else ""
     hidden = len(frames) - len(shown)
     rest = f'<p class="quiet">{hidden} more are not shown.</p>' if hidden else ""
     ids = "\n".join(_text(kept.event.id, len(kept.event.id)) for kept in frames)
@@ -139,6 +139,10 @@ def _span(frames: Sequence[Kept]) -> str:
     moments = [kept.event.time.astimezone(UTC) for kept in frames]
     first, last = (f"{moment:%Y-%m-%d %H:%M}" for moment in (min(moments), max(moments)))
     return first if first == last else f"{first} to {last}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _text(text: str, most: int = _MAX_TEXT) -> str:
