@@ -14,13 +14,11 @@ def alike(
 ) -> NDArray[np.bool_]:
     """Which of N embeddings show what another shows, bool (N,).
 
-    Each is a unit vector or zero, for a frame without a feature. For unit vectors, the distance
-    asked for is that of the cosine `similarity`, which lies above one half; zero is then alike to
-    zero only.
+    Each is a unit vector, or zero for a frame without a feature; those are alike to each other.
     """
-    inner_N = embeddings_ND @ embedding_D
-    squared_N = (embeddings_ND**2).sum(axis=1) + embedding_D @ embedding_D - 2 * inner_N
-    return np.asarray(squared_N <= 2 - 2 * similarity)
+    if not embedding_D.any():
+        return np.asarray(~embeddings_ND.any(axis=1))
+    return np.asarray(embeddings_ND @ embedding_D >= similarity)
 
 
 class Seen:
@@ -46,7 +44,5 @@ class Seen:
     def has(self, embedding_D: NDArray[np.float32], now: float) -> bool:
         """Whether something alike was kept and is not forgotten."""
         fresh_N = self._kept_at_N > now - self._max_age_s
-        if not fresh_N.any():
-            return False
-        rows_ND = self._embeddings_ND[fresh_N]
-        return bool(alike(rows_ND, embedding_D, self._similarity).any())
+        alike_N = alike(self._embeddings_ND, embedding_D, self._similarity)
+        return bool((alike_N & fresh_N).any())

@@ -18,7 +18,7 @@ from agent.novelty.review import Group, Kept
 
 #: Pictures shown of a group, and in all, so that a phone can open the page (about 8 MB).
 PER_GROUP = 24
-IN_ALL = 600
+IN_ALL = 400
 
 _MAX_PICTURE_BYTES = 1 << 20
 _MAX_TEXT = 60
