@@ -187,8 +187,7 @@ class Recognizer:
                 strict=True,
             )
         ]
-        # A zero stands for a feature that is not finite: there is nothing to compare it by.
-        self._offer(frames, verdicts, features_BD * finite_B[:, None])
+        self._offer(frames, verdicts, features_BD, finite_B)
         return verdicts
 
     def learn(self) -> None:
@@ -204,12 +203,17 @@ class Recognizer:
         self._metrics.adapter_budget_used.set(self._budget.used)
 
     def _offer(
-        self, frames: Sequence[Frame], verdicts: Sequence[Verdict], features_BD: Tensor
+        self,
+        frames: Sequence[Frame],
+        verdicts: Sequence[Verdict],
+        features_BD: Tensor,
+        finite_B: Tensor,
     ) -> None:
         flagged = [row for row, verdict in enumerate(verdicts) if verdict.ood]
         if self._keeper is None or not flagged:
             return
-        embeddings = features_BD[flagged].float().cpu().numpy()
+        # Zero stands for a feature that is not finite: there is nothing to compare it by.
+        embeddings = (features_BD[flagged] * finite_B[flagged, None]).float().cpu().numpy()
         self._keeper.offer(
             [
                 Find.of(frames[row], verdicts[row], embedding_D)
