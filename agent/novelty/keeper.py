@@ -84,11 +84,11 @@ class Keeper:
 
     def _wait(self, find: Find) -> None:
         same = self._waiting_alike(find)
-        if same is not None:
+        if any(each.margin >= find.margin for each in same):
             self._count(Outcome.DUPLICATE)
-            if find.margin > self._waiting[same].margin:
-                self._waiting[same] = find
             return
+        self._count(Outcome.DUPLICATE, len(same))
+        self._waiting = [each for each in self._waiting if each not in same]
         self._waiting.append(find)
         if len(self._waiting) > MAX_WAITING:
             # That of the camera with the most goes, lest one camera crowd the others out.
@@ -97,12 +97,12 @@ class Keeper:
             del self._waiting[min(rows, key=lambda row: self._waiting[row].margin)]
             self._count(Outcome.RATE_LIMITED)
 
-    def _waiting_alike(self, find: Find) -> int | None:
+    def _waiting_alike(self, find: Find) -> list[Find]:
         if not self._waiting:
-            return None
+            return []
         embeddings_ND = np.stack([each.embedding_D for each in self._waiting])
-        rows = alike(embeddings_ND, find.embedding_D, self._similarity).nonzero()[0]
-        return int(rows[0]) if len(rows) else None
+        rows = np.flatnonzero(alike(embeddings_ND, find.embedding_D, self._similarity))
+        return [self._waiting[row] for row in rows]
 
     def _put_one(self) -> bool:
         """Put the strangest find whose camera may have one kept; False if there is none."""

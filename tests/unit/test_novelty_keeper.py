@@ -15,15 +15,15 @@ from tests.unit.novelty import DAY_S, D, MemoryStore, embedding, find, verdict
 class Bench:
     """A keeper with fake surroundings."""
 
-    def __init__(self, per_hour=100, store=None, max_age_s=DAY_S):
+    def __init__(self, per_hour=100, store=None, max_age_s=DAY_S, similarity=0.8):
         self.clock = FakeClock(1000.0)
         self.store = store or MemoryStore()
         self.metrics = Metrics(10)
         self.keeper = Keeper(
             self.store,
-            Seen(D, 0.8, max_age_s),
+            Seen(D, similarity, max_age_s),
             Allowance(per_hour, self.clock),
-            similarity=0.8,
+            similarity=similarity,
             metrics=self.metrics,
             monotonic=self.clock,
             wall=self.clock,
@@ -70,6 +70,13 @@ def test_one_strange_thing_makes_one_picture_its_strangest():
         bench.see(find(n, thing=0.1 * (n % 3)))
     assert bench.kept == [1]
     assert bench.counts()["duplicate"] == 399
+
+
+def test_what_is_like_two_that_wait_stands_for_both_if_it_is_stranger():
+    bench = Bench(similarity=0.7)
+    bench.see(find(1, thing=0, margin=1.0), find(2, thing=1), find(3, thing=0.5, margin=2.0))
+    assert bench.kept == [3]
+    assert bench.counts()["duplicate"] == 2
 
 
 def test_what_another_camera_showed_is_no_news():
