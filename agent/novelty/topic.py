@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Self
 
 from kafka import KafkaProducer
@@ -38,11 +39,15 @@ class TopicStore:
     @classmethod
     def connect(cls, config: KafkaConfig, topic: str) -> Self:
         """Reach a broker; see `KafkaSink.connect`."""
-        return cls(connect_producer(config, idempotent=False, max_block_s=_MAX_BLOCK_S), topic)
+        producer = connect_producer(config, idempotent=False, max_block_s=_MAX_BLOCK_S)
+        with suppress(KafkaError):  # asks about the topic, so that the first find need not wait
+            producer.partitions_for(topic)
+        return cls(producer, topic)
 
     def put(self, find: Find) -> None:
         """Send a find, unless too many are on their way."""
         if len(self._in_flight) >= MAX_IN_FLIGHT:
+            self._trouble.failed(BufferError(f"{MAX_IN_FLIGHT} of them wait for the broker"))
             self._refused.append(find)
             return
         try:
