@@ -71,6 +71,7 @@ def test_what_the_agent_publishes_is_read():
         frozen=Scored("dog", 0.6),
         frozen_encoder="source",
         energy=-9.5,
+        novelty=-9.5,
         threshold=-7.0,
         ood=True,
         domain=2,
