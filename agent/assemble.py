@@ -24,6 +24,12 @@ from agent.calibration import Calibration, subject_of
 from agent.config import Config, ModelConfig, fingerprint
 from agent.decode import Decoder
 from agent.encode import Encoder
+from agent.finds.allowance import Allowance
+from agent.finds.directory import DAY_S, DirectoryStore
+from agent.finds.find import Store
+from agent.finds.keeper import Keeper
+from agent.finds.seen import Seen
+from agent.finds.topic import TopicStore
 from agent.health import Health, StatusApp, serve
 from agent.metrics import Metrics
 from agent.pipeline import QUEUE_BATCHES, Pipeline
@@ -69,7 +75,10 @@ def agent(config: Config) -> Iterator[Agent]:
         encoder = encode.load(config.model)
         normal = _calibration(config, encoder)
         labels = zero_shot(encoder, config.model, normal.temperature if normal else 1.0)
-        judge = recognizer(config, encoder, labels, normal, metrics)
+        keeper = novelty_keeper(config, encoder.name, labels, metrics)
+        if keeper is not None:
+            stack.callback(keeper.close)
+        judge = recognizer(config, encoder, labels, normal, metrics, keeper=keeper)
         health.model_loaded = True
 
         size = encoder.preprocess.size
@@ -151,6 +160,7 @@ def recognizer(
     normal: Calibration | None,
     metrics: Metrics,
     parameters: Parameters = Parameters(),
+    keeper: Keeper | None = None,
 ) -> Recognizer:
     """The model with what adapts and watches it, as `config` says."""
     reference = normal.reference if normal else None
@@ -178,6 +188,7 @@ def recognizer(
         audit=config.adapt.audit,
         metrics=metrics,
         clocks=_CLOCKS,
+        keeper=keeper,
     )
 
 
@@ -191,6 +202,36 @@ def _novelty(
     if score in (Score.NEGLABEL, Score.ENSEMBLE):
         score = Score.ABLATED_ENERGY
     return score, Novelty(labels, 1.0, labels.text_KD[:0], {})
+
+
+def novelty_keeper(config: Config, model: str, labels: ZeroShot, metrics: Metrics) -> Keeper | None:
+    """What keeps unknown frames, if the configuration names a place for them.
+
+    Raises:
+        AgentError: the topic's broker cannot be reached. A folder that cannot be written is told
+            in the log, and tried again with each frame.
+    """
+    policy = config.novelty
+    store: Store
+    if policy.directory is not None:
+        store = DirectoryStore.open(
+            Path(policy.directory), policy.max_bytes, policy.max_age_days * DAY_S, model, time.time
+        )
+    elif policy.topic is not None:
+        store = TopicStore.connect(config.kafka, policy.topic)
+    else:
+        return None
+    keeper = Keeper(
+        store,
+        Seen(labels.text_KD.shape[-1], policy.similarity, policy.max_age_days * DAY_S),
+        Allowance(policy.frames_per_hour, time.monotonic),
+        similarity=policy.similarity,
+        metrics=metrics,
+        monotonic=time.monotonic,
+        wall=time.time,
+    )
+    keeper.recall()
+    return keeper
 
 
 def _source(config: Config) -> Source:

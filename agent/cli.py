@@ -87,6 +87,8 @@ def _options(
 
     - `tta-agent run agent.yaml` — do the job
 
+    - `tta-agent review unknown/` — what has it not known?
+
     - `tta-agent schema > schema.json` — completion and hints in your editor
 
     **Exit codes**: 0 all went well; 1 the configuration has faults, each told with its line;
@@ -329,6 +331,46 @@ def produce(
     print(f"{len(landed)} of {len(paths)} frames are in {config.kafka.frames_topic}")
     if len(landed) < len(paths):
         raise typer.Exit(EXIT_ERROR)
+
+
+@app.command()
+def review(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", exists=True, file_okay=False, help="What novelty.directory names."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("sheet.html"),
+    camera: Annotated[
+        list[str] | None, typer.Option(help="Only this camera's frames; may be given again.")
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Only frames captured since: 24h, 7d, 2026-11-23T09:00 (UTC)."),
+    ] = None,
+    similarity: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Cosine of embeddings above which frames form a group."),
+    ] = 0.4,
+) -> None:
+    """Show the unknown frames that the agent kept, as one HTML page.
+
+    Frames that look alike stand together, what is most novel or most frequent first, each with its
+    camera, its time and what the labels made of it. The page holds its pictures: open it anywhere,
+    mail it, keep it. Under each group are the ids of its frames.
+
+    What to do with it: a group that matters is a label you lack, so add it to model.labels and
+    calibrate again, or take its pictures from DIR as the start of a training set; a group of
+    ordinary things shows what the calibration has not seen. In DIR each picture has a JSON file
+    beside it with everything the agent said: grep -l 'frames/0/268' DIR/*.json finds a frame.
+
+    If everything lands in one group, raise --similarity; if nothing finds together, lower it.
+    """
+    from agent.finds.command import write_sheet
+
+    count = write_sheet(folder, out, camera or [], since, similarity)
+    print(f"{count} frames are shown in {out}")
 
 
 @app.command()

@@ -54,6 +54,12 @@ def _refuse(contradictions: Iterable[str]) -> None:
         raise ValueError("\n".join(found))  # one fault a line
 
 
+def _refuse_folder(topic: str) -> str:
+    if topic in (".", ".."):
+        raise ValueError(f"Kafka keeps no topic of the name {topic!r}")
+    return topic
+
+
 class KafkaConfig(Section):
     """How to reach Kafka, and the topics."""
 
@@ -105,9 +111,7 @@ class KafkaConfig(Section):
     @field_validator("frames_topic", "verdicts_topic", "dead_letter_topic")
     @classmethod
     def _no_folder(cls, topic: str) -> str:
-        if topic in (".", ".."):
-            raise ValueError(f"Kafka keeps no topic of the name {topic!r}")
-        return topic
+        return _refuse_folder(topic)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -306,6 +310,37 @@ class HttpConfig(Section):
     """Cameras with series of their own in /metrics; the rest share 'other'."""
 
 
+class NoveltyConfig(Section):
+    """Where unknown frames are kept for people to look at: a folder, a topic, or nowhere."""
+
+    directory: Text | None = None
+    """Folder that gets a picture and a JSON file for each kept frame; 'tta-agent review' shows
+    it. One agent writes to a folder."""
+    topic: Topic | None = None
+    """Kafka topic that gets a CloudEvent with the picture for each kept frame, in place of a
+    folder."""
+    similarity: Annotated[float, Field(gt=0.5, lt=1)] = 0.8
+    """Cosine of two embeddings above which frames show the same, of which one is kept; measured
+    with the offline model, and other models may need more."""
+    frames_per_hour: Annotated[int, Field(ge=1, le=3600)] = 12
+    """Frames kept of a camera in an hour, the strangest first; an hour's worth may come at once."""
+    max_bytes: Annotated[int, Field(ge=2**20, le=2**40)] = 512 * 1024 * 1024
+    """Bytes that the folder may take up; beyond, old and less novel frames are deleted."""
+    max_age_days: Annotated[float, Field(ge=0.01, le=3650)] = 30.0
+    """Days that the folder keeps a frame, and that what it shows counts as seen before."""
+
+    @field_validator("topic")
+    @classmethod
+    def _no_folder(cls, topic: str | None) -> str | None:
+        return topic if topic is None else _refuse_folder(topic)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.directory is not None and self.topic is not None:
+            raise ValueError("directory and topic exclude each other")
+        return self
+
+
 class LogConfig(Section):
     """What is logged to standard error, and how."""
 
@@ -329,8 +364,17 @@ class Config(Section):
     adapt: AdaptConfig = AdaptConfig()
     ood: OodConfig = OodConfig()
     drift: DriftConfig = DriftConfig()
+    novelty: NoveltyConfig = NoveltyConfig()
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> Self:
+        kafka = self.kafka
+        taken = (kafka.frames_topic, kafka.verdicts_topic, kafka.dead_letter_topic)
+        if self.novelty.topic in taken:
+            raise ValueError("novelty.topic must differ from the topics of kafka")
+        return self
 
 
 def fingerprint(config: Config) -> str:

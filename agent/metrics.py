@@ -32,6 +32,7 @@ DEAD_LETTER_REASONS = tuple(kind.reason for kind in InvalidFrame.__subclasses__(
 UPDATE_OUTCOMES = ("stepped", "aligned", "declined", "nonfinite")
 RESET_REASONS = ("collapse", "disagreement", "distance", "evicted")
 RELOAD_OUTCOMES = ("applied", "refused")
+NOVELTY_OUTCOMES = ("kept", "duplicate", "rate_limited", "failed")
 
 _AGE_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 _STAGE_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
@@ -42,7 +43,7 @@ _NOVELTY = (-4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20)
 _CONFIDENCE = tuple(step / 10 for step in range(1, 11))
 _ENTROPY = (0.01, 0.025, 0.05, *(step / 10 for step in range(1, 11)))
 
-_UNITS = frozenset({"seconds", "frames", "records", "logits", "ratio", "deviations"})
+_UNITS = frozenset({"seconds", "frames", "records", "logits", "ratio", "deviations", "bytes"})
 
 
 class Described(NamedTuple):
@@ -72,6 +73,7 @@ class Metrics:
         self._stream()
         self._scores()
         self._adaptation()
+        self._novelty()
         self._operation()
 
     def camera_label(self, camera: str) -> str:
@@ -186,6 +188,17 @@ class Metrics:
         )
         _start_at_zero(self.adapter_updates, UPDATE_OUTCOMES)
         _start_at_zero(self.adapter_resets, RESET_REASONS)
+
+    def _novelty(self) -> None:
+        self.novelty_frames = self._counter(
+            "novelty_frames",
+            "Unknown frames that were kept for people to look at, or why not.",
+            "outcome",
+        )
+        self.novelty_held = self._gauge(
+            "novelty_held_bytes", "Bytes of the kept frames in the folder."
+        )
+        _start_at_zero(self.novelty_frames, NOVELTY_OUTCOMES)
 
     def _operation(self) -> None:
         self.config_info = self._info(

@@ -17,6 +17,8 @@ from agent.adapt.guard import Guard, Reason
 from agent.adapt.strategy import Observation, Strategy, ZeroShot, entropy
 from agent.adapt.style import style
 from agent.encode import Encoder
+from agent.finds.find import Find
+from agent.finds.keeper import Keeper
 from agent.metrics import Metrics
 from agent.score.confidence import Confidence
 from agent.score.drift import DriftMonitor
@@ -58,10 +60,12 @@ class Recognizer:
         audit: float,
         metrics: Metrics,
         clocks: Clocks,
+        keeper: Keeper | None = None,
     ) -> None:
         """`novelty` scores unit features (B, D) with the zero-shot prompt's logits (B, K).
 
         `audit` is the share of aligned batches that are encoded by the source model as well.
+        `keeper` keeps unknown frames for people to look at; None keeps none.
         """
         self._encoder = encoder
         self._zero_shot = zero_shot
@@ -79,6 +83,7 @@ class Recognizer:
         self._encodings: dict[int, int] = {}
         self._metrics = metrics
         self._clocks = clocks
+        self._keeper = keeper
 
     @torch.no_grad()
     def recognize(self, frames: Sequence[Frame]) -> list[Verdict]:
@@ -145,7 +150,7 @@ class Recognizer:
         top = probabilities_BK.topk(min(TOP, probabilities_BK.shape[-1]), dim=-1)
         frozen = source_BK.softmax(dim=-1).max(dim=-1)
         labels = self._zero_shot.labels
-        return [
+        verdicts = [
             Verdict(
                 frame=frame.record.id,
                 subject=frame.record.subject,
@@ -196,9 +201,13 @@ class Recognizer:
                 strict=True,
             )
         ]
+        self._offer(frames, verdicts, features_BD, finite_B)
+        return verdicts
 
     def learn(self) -> None:
-        """One unit of adaptation, if the budget allows one."""
+        """One unit of adaptation, if the budget allows one; and of keeping unknown frames."""
+        if self._keeper is not None:
+            self._keeper.settle()
         if not self._budget.allows:
             return
         with self._budget.spending():
@@ -206,6 +215,25 @@ class Recognizer:
         if outcome is not None:
             self._metrics.adapter_updates.labels(outcome).inc()
         self._metrics.adapter_budget_used.set(self._budget.used)
+
+    def _offer(
+        self,
+        frames: Sequence[Frame],
+        verdicts: Sequence[Verdict],
+        features_BD: Tensor,
+        finite_B: Tensor,
+    ) -> None:
+        flagged = [row for row, verdict in enumerate(verdicts) if verdict.ood]
+        if self._keeper is None or not flagged:
+            return
+        # Zero stands for a feature that is not finite: there is nothing to compare it by.
+        embeddings = (features_BD[flagged] * finite_B[flagged, None]).float().cpu().numpy()
+        self._keeper.offer(
+            [
+                Find.of(frames[row], verdicts[row], embedding_D)
+                for row, embedding_D in zip(flagged, embeddings, strict=True)
+            ]
+        )
 
     def _audited(
         self,

@@ -117,21 +117,9 @@ class Outbox:
     @classmethod
     def connect(cls, config: KafkaConfig, topic: str, *, idempotent: bool) -> Self:
         """Reach a broker; see `KafkaSink.connect`."""
-        arguments = settings(config)
-        delivery_ms = int(config.delivery_timeout_s * 1000)
-        try:
-            producer = KafkaProducer(
-                **arguments,
-                acks="all",
-                enable_idempotence=idempotent,
-                max_in_flight_requests_per_connection=1,  # a retry must not overtake
-                delivery_timeout_ms=delivery_ms,
-                request_timeout_ms=min(delivery_ms, _REQUEST_TIMEOUT_MS),
-                max_block_ms=delivery_ms,
-                max_request_size=_MAX_REQUEST_BYTES,
-            )
-        except KafkaError as error:
-            raise explain(error, config) from error
+        producer = connect_producer(
+            config, idempotent=idempotent, max_block_s=config.delivery_timeout_s
+        )
         return cls(producer, topic, config.delivery_timeout_s + _FLUSH_MARGIN_S)
 
     def publish(self, letter: Letter) -> None:
@@ -167,6 +155,25 @@ class Outbox:
             self._producer.close(timeout=_FLUSH_MARGIN_S)
         except KafkaError as error:
             _log.warning("the producer for %s did not end in time: %s", self._topic, error)
+
+
+def connect_producer(config: KafkaConfig, *, idempotent: bool, max_block_s: float) -> KafkaProducer:
+    """Reach a broker; see `KafkaSink.connect`. `send` waits for `max_block_s` at most."""
+    arguments = settings(config)
+    delivery_ms = int(config.delivery_timeout_s * 1000)
+    try:
+        return KafkaProducer(
+            **arguments,
+            acks="all",
+            enable_idempotence=idempotent,
+            max_in_flight_requests_per_connection=1,  # a retry must not overtake
+            delivery_timeout_ms=delivery_ms,
+            request_timeout_ms=min(delivery_ms, _REQUEST_TIMEOUT_MS),
+            max_block_ms=int(max_block_s * 1000),
+            max_request_size=_MAX_REQUEST_BYTES,
+        )
+    except KafkaError as error:
+        raise explain(error, config) from error
 
 
 def _check(failures: Sequence[Failure]) -> None:

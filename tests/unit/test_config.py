@@ -110,6 +110,14 @@ def test_a_fault_says_where_and_what_was_expected(text, fault):
         ("kafka: {session_timeout_s: 0.1}", "expected a number ≥ 1"),
         ("calibration: ''", "expected text"),
         ("model: {templates: [a photo]}", "exactly one {}"),
+        ("novelty: {directory: a, topic: b}", "exclude each other"),
+        ("novelty: {topic: verdicts}", "must differ from the topics of kafka"),
+        ("novelty: {topic: ..}", "no topic of the name '..'"),
+        ("novelty: {directory: ''}", "expected text"),
+        ("novelty: {similarity: 0.5}", "expected a number > 0.5 and < 1"),
+        ("novelty: {frames_per_hour: 0}", "≥ 1"),
+        ("novelty: {max_bytes: 1000}", "≥ 1048576"),
+        ("novelty: {max_age_days: 0}", "≥ 0.01"),
     ],
 )
 def test_contradictions_are_refused(text, words):

@@ -285,6 +285,45 @@ def test_what_can_wait_waits_when_the_purse_is_half_empty():
     assert spy.thrift == [False, True]
 
 
+class Keeping:
+    def __init__(self):
+        self.offered, self.settled = [], 0
+
+    def offer(self, finds):
+        self.offered.append(finds)
+
+    def settle(self):
+        self.settled += 1
+
+
+def test_flagged_frames_are_offered_with_their_features_and_no_others():
+    some = frames(8)
+    reference = Normal.of(energy(source_logits(some)).median()[None])
+    keeper = Keeping()
+    recognizer = build(thresholds=Thresholds(0.05, reference), keeper=keeper)
+    flagged = [verdict for verdict in recognizer.recognize(some) if verdict.ood]
+    [finds] = keeper.offered
+    assert [find.verdict for find in finds] == flagged
+    assert all(find.margin == find.verdict.novelty - find.verdict.threshold for find in finds)
+    norms = [float((find.embedding_D**2).sum()) for find in finds]
+    assert norms == pytest.approx([1.0] * len(finds))
+    recognizer.learn()
+    assert keeper.settled == 1
+
+
+def test_nothing_is_offered_while_nothing_is_strange():
+    keeper = Keeping()
+    build(keeper=keeper).recognize(frames(4))
+    assert keeper.offered == []
+
+
+def test_a_feature_that_is_not_finite_is_offered_as_none():
+    keeper = Keeping()
+    spy = Spy(ENCODER, spoil=lambda features: features * math.nan)
+    build(spy, keeper=keeper).recognize(frames(2, camera="1"))
+    assert [find.embedding_D.any() or find.margin for find in keeper.offered[0]] == [0.0, 0.0]
+
+
 def test_drift_is_read_against_normal_frames():
     features = ENCODER.encode_image(pictures(64, 5))
     reference = DriftReference(features, ZERO_SHOT.logits(features).softmax(-1))
