@@ -10,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from agent import encode
 from agent.adapt.budget import Budget
 from agent.adapt.build import STRATEGIES
@@ -22,12 +24,12 @@ from agent.batch import Batcher
 from agent.calibration import Calibration, subject_of
 from agent.config import Config, ModelConfig, fingerprint
 from agent.decode import Decoder
+from agent.drift.monitor import DriftMonitor, DriftPolicy
 from agent.encode import Encoder
 from agent.health import Health, StatusApp, serve
 from agent.metrics import Metrics
 from agent.pipeline import QUEUE_BATCHES, Pipeline
 from agent.recognize import Clocks, Recognizer
-from agent.score.drift import DriftMonitor
 from agent.score.threshold import Thresholds
 from agent.sinks import Sink
 from agent.sinks.jsonl import JsonlSink
@@ -162,7 +164,16 @@ def recognizer(
             reference.style if reference else None,
         ),
         thresholds=Thresholds(config.ood.false_alarm_rate, normal.energies if normal else None),
-        drift=DriftMonitor(config.drift.window, normal.drift if normal else None),
+        drift=DriftMonitor(
+            DriftPolicy(
+                config.drift.window,
+                config.drift.false_alarm_every,
+                config.drift.site,
+            ),
+            normal.drift if normal else None,
+            labels.text_KD,
+            torch.Generator().manual_seed(config.adapt.seed),
+        ),
         guard=Guard(parameters.guard),
         fit=Fit(parameters.fit),
         budget=Budget(config.adapt.budget, time.monotonic),

@@ -33,18 +33,18 @@ from agent.adapt.moments import Moments
 from agent.adapt.reference import Centre, Reference
 from agent.adapt.restore import Spectrum
 from agent.adapt.strategy import ZeroShot, entropy
-from agent.adapt.style import StyleReference, style
+from agent.adapt.style import MEASURES, StyleReference, style
 from agent.config import ModelConfig
+from agent.drift.statistics import DriftReference
 from agent.encode import Encoder
 from agent.errors import InvalidConfig
-from agent.score.drift import DriftReference
 from agent.score.ood import energy
 from agent.score.threshold import EnergyReference
 
-FORMAT = "tta-calibration-5"
+FORMAT = "tta-calibration-6"
 #: Fewer frames than this say too little of what is normal.
 MIN_FRAMES = 16
-#: Features kept for the drift reference.
+#: Frames kept for the drift reference.
 MAX_FEATURES = 1024
 #: Of a larger batch not every image would be measured.
 BATCH = MEASURED_IMAGES
@@ -73,6 +73,7 @@ class Calibration:
             "style.whitening": self.reference.style.whitening,
             "drift.features": self.drift.features_ND,
             "drift.probabilities": self.drift.probabilities_NK,
+            "drift.styles": self.drift.styles_NS,
             "spectrum.energy": self.reference.spectrum.energy_OA,
             "spectrum.level": self.reference.spectrum.level_A,
             "centre.mean": self.reference.centre.mean_D,
@@ -130,7 +131,7 @@ class Calibration:
                 frames=frames,
                 temperature=temperature,
                 energies=EnergyReference(tensors["energies"]),
-                drift=DriftReference(tensors["drift.features"], tensors["drift.probabilities"]),
+                drift=_drift(tensors, frames),
                 reference=_reference(tensors, frames),
             )
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
@@ -177,7 +178,7 @@ def calibrate(
     features_ND, views_ND = torch.cat(features), torch.cat(views)
     temperature = fit_temperature(zero_shot.logits(features_ND), zero_shot.logits(views_ND))
     logits_NK = zero_shot.logits(features_ND) / temperature
-    kept = features_ND[:MAX_FEATURES]
+    styles_NS, energies = torch.cat(styles).cpu(), EnergyReference.of(energy(logits_NK))
     # Unreachable with MIN_FRAMES > 0; keeps the type honest.
     if moments is None or spectrum is None:
         raise InvalidConfig(["calibration needs images"])
@@ -194,18 +195,37 @@ def calibrate(
         subject=subject,
         frames=len(images),
         temperature=temperature,
-        energies=EnergyReference.of(energy(logits_NK)),
-        drift=DriftReference(kept.cpu(), logits_NK[:MAX_FEATURES].softmax(-1).cpu()),
+        energies=energies,
+        drift=DriftReference(
+            features_ND[:MAX_FEATURES].cpu(),
+            logits_NK[:MAX_FEATURES].softmax(-1).cpu(),
+            styles_NS[:MAX_FEATURES],
+            energies.sorted_N,
+        ),
         reference=Reference(
             moments,
             spectrum,
-            StyleReference.of(torch.cat(styles).cpu()),
+            StyleReference.of(styles_NS),
             FalseAdvantage.of(advantages),
             Centre(features_ND.mean(dim=0), len(features_ND)),
             usual_variety(logits_NK.argmax(dim=-1).tolist()),
             float(entropy(logits_NK.softmax(dim=-1)).mean()),
         ),
     )
+
+
+def _drift(tensors: dict[str, Tensor], frames: int) -> DriftReference:
+    """The frames that drift is measured against."""
+    features_ND, probabilities_NK = tensors["drift.features"], tensors["drift.probabilities"]
+    styles_NS, energies_N = tensors["drift.styles"], tensors["energies"]
+    kept = min(frames, MAX_FEATURES)
+    if any(len(each) != kept or each.ndim != 2 for each in (features_ND, probabilities_NK)):
+        raise ValueError("its features and probabilities are not those of its frames")
+    if styles_NS.shape != (kept, MEASURES):
+        raise ValueError(f"its styles are not {MEASURES} measures of each frame")
+    if energies_N.shape != (frames,):
+        raise ValueError("its energies are not those of its frames")
+    return DriftReference(features_ND, probabilities_NK, styles_NS, energies_N)
 
 
 def _reference(tensors: dict[str, Tensor], frames: int) -> Reference:

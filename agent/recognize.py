@@ -16,9 +16,11 @@ from agent.adapt.fit import Fit
 from agent.adapt.guard import Guard, Reason
 from agent.adapt.strategy import Observation, Strategy, ZeroShot, entropy
 from agent.adapt.style import style
+from agent.drift.monitor import DriftMonitor
+from agent.drift.reading import publish
+from agent.drift.seen import Seen
 from agent.encode import Encoder
 from agent.metrics import Metrics
-from agent.score.drift import DriftMonitor
 from agent.score.ood import energy
 from agent.score.threshold import Thresholds
 from agent.types import Frame, Scored, Verdict
@@ -82,7 +84,8 @@ class Recognizer:
         start = self._clocks.monotonic()
         with self._stage("prepare", stages):
             pixels_BCHW = self._encoder.to_device([frame.pixels for frame in frames])
-            assigned = self._domains.assign(cameras, style(pixels_BCHW))
+            styles_BS = style(pixels_BCHW)
+            assigned = self._domains.assign(cameras, styles_BS)
             self._retire()
         domains = [each.domain for each in assigned]
         with self._stage("encode", stages):
@@ -124,10 +127,19 @@ class Recognizer:
                 [domains[row] for row in fair], probabilities_BK[fair], zero_shot_BK[fair]
             )
             self._watch(frames, assigned, energies_B, unknown_B, probabilities_BK)
-            self._watch_drift(
-                [frames[row] for row in sound], features_BD[sound], zero_shot_BK[sound]
-            )
             self._protect(set(domains))
+        with self._stage("drift", stages):
+            readings = self._drift.observe(
+                [cameras[row] for row in sound],
+                Seen(
+                    features_BD[sound],
+                    zero_shot_BK[sound],
+                    probabilities_BK[sound],
+                    styles_BS[sound],
+                    energies_B[sound],
+                ),
+            )
+            publish(readings, self._metrics)
         self._budget.earn(self._clocks.monotonic() - start)
 
         now = self._clocks.wall()
@@ -316,18 +328,6 @@ class Recognizer:
                     extra={"camera": frame.camera, "frame": str(frame.record.id)},
                 )
             metrics.domain_active.labels(camera).set(where.domain)
-            metrics.drift_score.labels(camera, "style").set(where.shift)
-
-    def _watch_drift(
-        self, frames: Sequence[Frame], features_BD: Tensor, probabilities_BK: Tensor
-    ) -> None:
-        cameras = [frame.camera for frame in frames]
-        for camera, reading in self._drift.observe(cameras, features_BD, probabilities_BK):
-            label = self._metrics.camera_label(camera)
-            self._metrics.drift_score.labels(label, reading.detector).set(reading.score)
-            self._metrics.drift_threshold.labels(reading.detector).set(reading.threshold)
-            if reading.crossed:
-                self._metrics.drift_events.labels(label, reading.detector).inc()
 
     @contextmanager
     def _stage(self, name: str, stages: dict[str, float]) -> Iterator[None]:

@@ -63,8 +63,7 @@ def run_bench(options: BenchOptions, console: Console) -> None:
     _one_of(options.suites, "suite", SUITES)
     _one_of(options.competitors, "competitor", [*COMPETITORS, *ABLATIONS])
     _one_of([options.label_set], "label set", list(LabelSet))
-    _one_of([options.precision], "precision", ["fp32", "bf16", "fp16"])
-    base = _model(options)
+    base = model_of(options.model, options.pretrained, options.precision)
     encoder = encode.load(base)
     names = labelling(LabelSet(options.label_set), options.images)
     preprocess = encoder.preprocess
@@ -115,12 +114,18 @@ def run_bench(options: BenchOptions, console: Console) -> None:
         (options.out / "bench.md").write_text("\n".join(written))
 
 
-def _model(options: BenchOptions) -> ModelConfig:
+def model_of(name: str, pretrained: str | None, precision: str) -> ModelConfig:
+    """The model that the command line names.
+
+    Raises:
+        AgentError: there is none such.
+    """
+    _one_of([precision], "precision", ["fp32", "bf16", "fp16"])
     try:
         return ModelConfig(
-            name=options.model,
-            pretrained=options.pretrained,
-            precision=options.precision,  # type: ignore[arg-type]  # it was looked up
+            name=name,
+            pretrained=pretrained,
+            precision=precision,  # type: ignore[arg-type]  # it was looked up
         )
     except ValidationError as error:
         raise AgentError(str(error.errors()[0]["msg"])) from error

@@ -11,9 +11,10 @@ from agent.adapt.frozen import Frozen
 from agent.adapt.guard import Guard, GuardConfig
 from agent.adapt.strategy import Outcome
 from agent.adapt.style import StyleReference, style
+from agent.drift.monitor import DriftMonitor, DriftPolicy
+from agent.drift.statistics import DriftReference
 from agent.metrics import Metrics
 from agent.recognize import Clocks, Recognizer
-from agent.score.drift import DriftMonitor, DriftReference
 from agent.score.ood import energy
 from agent.score.threshold import EnergyReference, Thresholds
 from agent.testing import LABELS, FakeClock, pictures, record, tiny_encoder, tiny_zero_shot
@@ -83,13 +84,18 @@ class Spy(Frozen):
         self.resets.append(domain)
 
 
+def drift(reference):
+    return DriftMonitor(
+        DriftPolicy(window=32), reference, ZERO_SHOT.text_KD, torch.Generator().manual_seed(0)
+    )
+
+
 def build(strategy=None, clock=None, **parts):
     clock = clock or FakeClock(1000.0)
-    drift = DriftMonitor(32, None)
     defaults = {
         "domains": Known(),
         "thresholds": Thresholds(0.05, EnergyReference.of(torch.tensor([math.inf]))),
-        "drift": drift,
+        "drift": drift(None),
         "guard": Guard(GuardConfig(frames=8)),
         "fit": Fit(FitConfig(frames=8)),
         "budget": Budget(0.1, clock),
@@ -227,7 +233,6 @@ def test_a_domain_is_followed_in_metrics():
     assert sample(recognizer, "tta_energy_logits_count", domain="1") == 2
     assert sample(recognizer, "tta_domain_active", camera="1") == 1
     assert sample(recognizer, "tta_adapter_agreement_ratio", domain="1") == 1
-    assert sample(recognizer, "tta_drift_score", camera="1", detector="style") == 0.5
 
 
 def test_flags_are_counted_by_camera():
@@ -279,13 +284,24 @@ def test_what_can_wait_waits_when_the_purse_is_half_empty():
 
 
 def test_drift_is_read_against_normal_frames():
-    features = ENCODER.encode_image(pictures(64, 5))
-    reference = DriftReference(features, ZERO_SHOT.logits(features).softmax(-1))
+    normal = pictures(64, 5)
+    features = ENCODER.encode_image(normal)
+    logits = ZERO_SHOT.logits(features)
+    reference = DriftReference(features, logits.softmax(-1), style(normal), energy(logits))
     one_for_all = Spy(ENCODER, spoil=lambda features: features[:1].expand_as(features))
-    recognizer = build(one_for_all, drift=DriftMonitor(32, reference))
-    recognizer.recognize(frames(32, camera="1"))
+    recognizer = build(one_for_all, drift=drift(reference))
+    for seed in range(5):
+        recognizer.recognize(frames(32, seed, camera="1"))
     assert sample(recognizer, "tta_drift_events_total", camera="1", detector="frechet") == 1
     assert sample(recognizer, "tta_drift_threshold", detector="frechet") > 0
+    assert sample(recognizer, "tta_drift_events_total", camera="1", detector="style") == 0
+    assert sample(recognizer, "tta_site_drift_events_total", site="default", detector="mmd") == 0
+
+
+def test_drift_needs_features():
+    recognizer = build(Spy(ENCODER, spoil=lambda features: features * math.nan))
+    recognizer.recognize(frames(8, camera="1"))
+    assert sample(recognizer, "tta_drift_score", camera="1", detector="mmd") is None
 
 
 def test_the_parts_work_together_from_normal_to_noise_and_back():

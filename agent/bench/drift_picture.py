@@ -1,0 +1,67 @@
+"""Drift as pictures: scores over time about an onset, and scores against severity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from agent.bench.drift_streams import STEPS
+from agent.bench.drift_trials import Line
+from agent.bench.picture import DPI
+
+#: Scores are shown as multiples of the threshold, down to this one.
+_LEAST = 0.03
+
+
+def write_timeline(lines: Mapping[str, Mapping[str, Line]], path: Path) -> None:
+    """Draw each detector's score over time as a PNG, a panel for each condition.
+
+    `lines` are by condition and detector. A score above the dashed line is drift.
+    """
+    figure = Figure(figsize=(4.2 * len(lines), 3.8), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, len(lines), sharey=True, squeeze=False)[0]
+    for axes, (condition, of_detector) in zip(panels, lines.items(), strict=True):
+        for detector, line in of_detector.items():
+            frames, ratios = zip(*line, strict=True)
+            axes.plot(frames, np.maximum(ratios, _LEAST), label=detector, linewidth=1.4)
+        axes.axhline(1, color="black", linestyle="--", linewidth=0.8)
+        axes.axvline(0, color="#888888", linewidth=0.8)
+        axes.set_yscale("log")
+        axes.set_title(condition, loc="left", size=10)
+        axes.set_xlabel("frames after the onset")
+    panels[0].set_ylabel("score / threshold")
+    panels[-1].legend(fontsize=8, loc="upper left")
+    figure.savefig(path, format="png")
+
+
+def write_severity(steps: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Draw scores against severity as a PNG, a panel for each detector, a line for each corruption.
+
+    `steps` are by corruption and detector, one value for each of `STEPS`.
+    """
+    detectors = list(next(iter(steps.values())))
+    figure = Figure(figsize=(12.0, 6.4), dpi=DPI, layout="constrained")
+    rows = -(-len(detectors) // 3)
+    panels = figure.subplots(rows, 3, sharex=True, squeeze=False).flatten()
+    place = np.arange(len(STEPS))
+    for axes, detector in zip(panels, detectors, strict=False):
+        table = np.array([of_detector[detector] for of_detector in steps.values()])
+        for line in np.maximum(table, _LEAST):
+            axes.plot(place, line, color="#88aacc", linewidth=0.8)
+        middle = np.median(np.maximum(table, _LEAST), axis=0)
+        axes.plot(place, middle, color="#114477", linewidth=2.4, label="median corruption")
+        axes.axhline(1, color="black", linestyle="--", linewidth=0.8)
+        axes.set_yscale("log")
+        axes.set_title(detector, loc="left", size=10)
+        axes.set_xticks(place, [str(step) for step in STEPS])
+    for axes in panels[len(detectors) :]:
+        axes.set_visible(False)
+    for row in range(rows):
+        panels[3 * row].set_ylabel("score / threshold")
+    for axes in panels[-3:]:
+        axes.set_xlabel("severity")
+    panels[0].legend(fontsize=8, loc="upper left")
+    figure.savefig(path, format="png")
