@@ -25,9 +25,9 @@ from agent.metrics import Metrics
 #: Severities whose onset is timed.
 ONSETS = (3, 5)
 #: Clear frames before an onset, and frames after it.
-CLEAR_FRAMES, FRAMES = 256, 256
+CLEAR_FRAMES, FRAMES = 128, 224
 #: Frames of each step of a corruption that waxes and wanes.
-STEP = 192
+STEP = 96
 #: Onsets that are drawn, at the lesser severity.
 DRAWN = ("fog", "jpeg_compression", "brightness", "elastic_transform")
 #: Trials of one strategy, without repeats.
