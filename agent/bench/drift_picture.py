@@ -21,9 +21,10 @@ def write_timeline(lines: Mapping[str, Mapping[str, Line]], path: Path) -> None:
 
     `lines` are by condition and detector. A score above the dashed line is drift.
     """
-    figure = Figure(figsize=(4.2 * len(lines), 3.8), dpi=DPI, layout="constrained")
-    panels = figure.subplots(1, len(lines), sharey=True, squeeze=False)[0]
-    for axes, (condition, of_detector) in zip(panels, lines.items(), strict=True):
+    rows = -(-len(lines) // 2)
+    figure = Figure(figsize=(10.0, 3.2 * rows + 0.6), dpi=DPI, layout="constrained")
+    panels = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes, (condition, of_detector) in zip(panels, lines.items(), strict=False):
         for detector, line in of_detector.items():
             frames, ratios = zip(*line, strict=True)
             axes.plot(frames, np.maximum(ratios, _LEAST), label=detector, linewidth=1.4)
@@ -31,9 +32,12 @@ def write_timeline(lines: Mapping[str, Mapping[str, Line]], path: Path) -> None:
         axes.axvline(0, color="#888888", linewidth=0.8)
         axes.set_yscale("log")
         axes.set_title(condition, loc="left", size=10)
-        axes.set_xlabel("frames after the onset")
-    panels[0].set_ylabel("score / threshold")
-    panels[-1].legend(fontsize=8, loc="upper left")
+    for axes in panels[len(lines) :]:
+        axes.set_visible(False)
+    figure.supxlabel("frames after the onset", size=10)
+    figure.supylabel("score / threshold", size=10)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=9)
     figure.savefig(path, format="png")
 
 
@@ -59,9 +63,7 @@ def write_severity(steps: Mapping[str, Mapping[str, Sequence[float]]], path: Pat
         axes.set_xticks(place, [str(step) for step in STEPS])
     for axes in panels[len(detectors) :]:
         axes.set_visible(False)
-    for row in range(rows):
-        panels[3 * row].set_ylabel("score / threshold")
-    for axes in panels[-3:]:
-        axes.set_xlabel("severity")
+    figure.supxlabel("severity, waxing and waning", size=10)
+    figure.supylabel("score / threshold", size=10)
     panels[0].legend(fontsize=8, loc="upper left")
     figure.savefig(path, format="png")
