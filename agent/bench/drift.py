@@ -62,7 +62,7 @@ def run_bench_drift(options: DriftBenchOptions, console: Console) -> None:
         # At once, since what comes next may take an hour.
         written.append(text)
         (options.out / "drift.md").write_text("\n".join(written))
-        console.print(text, markup=False)
+        console.print(text, markup=False, soft_wrap=True)
 
     with Progress(console=console, transient=True) as progress:
         lab = _lab(options, progress)

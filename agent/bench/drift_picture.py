@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from agent.bench.drift_streams import STEPS
@@ -14,6 +15,7 @@ from agent.bench.picture import DPI
 
 #: Scores are shown as multiples of the threshold, down to this one.
 _LEAST = 0.03
+_TICKS = (0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 
 def write_timeline(lines: Mapping[str, Mapping[str, Line]], path: Path) -> None:
@@ -30,14 +32,14 @@ def write_timeline(lines: Mapping[str, Mapping[str, Line]], path: Path) -> None:
             axes.plot(frames, np.maximum(ratios, _LEAST), label=detector, linewidth=1.4)
         axes.axhline(1, color="black", linestyle="--", linewidth=0.8)
         axes.axvline(0, color="#888888", linewidth=0.8)
-        axes.set_yscale("log")
+        _logarithmic(axes)
         axes.set_title(condition, loc="left", size=10)
     for axes in panels[len(lines) :]:
         axes.set_visible(False)
     figure.supxlabel("frames after the onset", size=10)
     figure.supylabel("score / threshold", size=10)
     handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=9)
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=9)
     figure.savefig(path, format="png")
 
 
@@ -58,7 +60,7 @@ def write_severity(steps: Mapping[str, Mapping[str, Sequence[float]]], path: Pat
         middle = np.median(np.maximum(table, _LEAST), axis=0)
         axes.plot(place, middle, color="#114477", linewidth=2.4, label="median corruption")
         axes.axhline(1, color="black", linestyle="--", linewidth=0.8)
-        axes.set_yscale("log")
+        _logarithmic(axes)
         axes.set_title(detector, loc="left", size=10)
         axes.set_xticks(place, [str(step) for step in STEPS])
     for axes in panels[len(detectors) :]:
@@ -67,3 +69,11 @@ def write_severity(steps: Mapping[str, Mapping[str, Sequence[float]]], path: Pat
     figure.supylabel("score / threshold", size=10)
     panels[0].legend(fontsize=8, loc="upper left")
     figure.savefig(path, format="png")
+
+
+def _logarithmic(axes: Axes) -> None:
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in _TICKS if low <= tick <= high])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()

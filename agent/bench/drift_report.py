@@ -44,20 +44,24 @@ def outcome(found: Outcome) -> str:
         name: [spearman(steps[name], STEPS) for steps in found.severity.values()]
         for name in DISTANCES
     }
-    return late + _section(
-        f"{found.strategy}: rank correlation of score and severity, waxing and waning",
-        ["corruption", *DISTANCES],
-        [
-            *(
-                [corruption, *(f"{monotony[name][row]:.2f}" for name in DISTANCES)]
-                for row, corruption in enumerate(found.severity)
-            ),
-            ["mean", *(f"{np.mean(monotony[name]):.2f}" for name in DISTANCES)],
+    return (
+        late
+        + "\n"
+        + _section(
+            f"{found.strategy}: rank correlation of score and severity, waxing and waning",
+            ["corruption", *DISTANCES],
             [
-                "of the median corruption's score",
-                *(f"{_of_median(found, name):.2f}" for name in DISTANCES),
+                *(
+                    [corruption, *(f"{monotony[name][row]:.2f}" for name in DISTANCES)]
+                    for row, corruption in enumerate(found.severity)
+                ),
+                ["mean", *(f"{np.mean(monotony[name]):.2f}" for name in DISTANCES)],
+                [
+                    "of the median corruption's score",
+                    *(f"{_of_median(found, name):.2f}" for name in DISTANCES),
+                ],
             ],
-        ],
+        )
     )
 
 
