@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from agent import encode
 from agent.adapt.budget import Budget
 from agent.adapt.build import STRATEGIES
@@ -23,6 +25,7 @@ from agent.batch import Batcher
 from agent.calibration import Calibration, subject_of
 from agent.config import Config, ModelConfig, fingerprint
 from agent.decode import Decoder
+from agent.drift.monitor import DriftMonitor, DriftPolicy
 from agent.encode import Encoder
 from agent.finds.allowance import Allowance
 from agent.finds.directory import DAY_S, DirectoryStore
@@ -35,7 +38,7 @@ from agent.metrics import Metrics
 from agent.pipeline import QUEUE_BATCHES, Pipeline
 from agent.recognize import Clocks, Recognizer
 from agent.score.confidence import Confidence, ConfidenceModel
-from agent.score.drift import DriftMonitor
+from agent.score.judge import Judge
 from agent.score.novelty import Novelty, Score
 from agent.score.threshold import Thresholds
 from agent.sinks import Sink
@@ -176,12 +179,21 @@ def recognizer(
             replace(parameters.domains, max_domains=config.adapt.max_domains),
             reference.style if reference else None,
         ),
-        novelty=partial(novelty.score, score),
-        thresholds=Thresholds(
-            config.ood.false_alarm_rate, normal.normal[score] if normal else None
+        judge=Judge(
+            partial(novelty.score, score),
+            Thresholds(config.ood.false_alarm_rate, normal.normal[score] if normal else None),
         ),
         confidence=Confidence(normal.confidence if normal else ConfidenceModel()),
-        drift=DriftMonitor(config.drift.window, normal.drift if normal else None),
+        drift=DriftMonitor(
+            DriftPolicy(
+                config.drift.window,
+                config.drift.false_alarm_every,
+                config.drift.site,
+            ),
+            normal.drift if normal else None,
+            labels.text_KD,
+            torch.Generator().manual_seed(config.adapt.seed),
+        ),
         guard=Guard(parameters.guard),
         fit=Fit(parameters.fit),
         budget=Budget(config.adapt.budget, time.monotonic),

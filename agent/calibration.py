@@ -33,19 +33,19 @@ from agent.adapt.moments import Moments
 from agent.adapt.reference import Centre, Reference
 from agent.adapt.restore import Spectrum
 from agent.adapt.strategy import ZeroShot, entropy
-from agent.adapt.style import StyleReference, style
+from agent.adapt.style import MEASURES, StyleReference, style
 from agent.config import ModelConfig
+from agent.drift.statistics import DriftReference
 from agent.encode import Encoder
 from agent.errors import InvalidConfig
 from agent.score import negatives
 from agent.score.confidence import GRIDS, ConfidenceModel, shuffled
-from agent.score.drift import DriftReference
 from agent.score.novelty import MEMBERS, Normal, Novelty, Score
 
 FORMAT = "tta-calibration-6"
 #: Fewer frames than this say too little of what is normal.
 MIN_FRAMES = 16
-#: Features kept for the drift reference.
+#: Frames kept for the drift reference.
 MAX_FEATURES = 1024
 #: Frames that are spoilt to learn what answers are worth.
 MAX_SPOILT = 256
@@ -83,6 +83,7 @@ class Calibration:
             "style.whitening": self.reference.style.whitening,
             "drift.features": self.drift.features_ND,
             "drift.probabilities": self.drift.probabilities_NK,
+            "drift.styles": self.drift.styles_NS,
             "spectrum.energy": self.reference.spectrum.energy_OA,
             "spectrum.level": self.reference.spectrum.level_A,
             "centre.mean": self.reference.centre.mean_D,
@@ -143,7 +144,7 @@ class Calibration:
                 negatives_MD=_negatives(tensors),
                 normal=_normal(tensors, frames),
                 confidence=_confidence_model(tensors["confidence"]),
-                drift=DriftReference(tensors["drift.features"], tensors["drift.probabilities"]),
+                drift=_drift(tensors, frames),
                 reference=_reference(tensors, frames),
             )
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
@@ -213,6 +214,7 @@ def calibrate(
     tempered = replace(zero_shot, scale=zero_shot.scale / temperature)
     logits_NK = tempered.logits(features_ND)
     probabilities_NK = logits_NK.softmax(dim=-1)
+    styles_NS = torch.cat(styles).cpu()
     # Unreachable with MIN_FRAMES > 0; keeps the type honest.
     if moments is None or spectrum is None:
         raise InvalidConfig(["calibration needs images"])
@@ -234,20 +236,24 @@ def calibrate(
     progress(total, total)
     # As the file keeps them, so that normal frames are scored like all that come later.
     negatives_MD = negatives.mine(words_VD, zero_shot.text_KD).half().float()
+    normal = normal_scores(tempered, temperature, negatives_MD, features_ND)
     return Calibration(
         subject=subject,
         frames=len(images),
         temperature=temperature,
         negatives_MD=negatives_MD,
-        normal=normal_scores(tempered, temperature, negatives_MD, features_ND),
+        normal=normal,
         confidence=confidence,
         drift=DriftReference(
-            features_ND[:MAX_FEATURES].cpu(), probabilities_NK[:MAX_FEATURES].cpu()
+            features_ND[:MAX_FEATURES].cpu(),
+            probabilities_NK[:MAX_FEATURES].cpu(),
+            styles_NS[:MAX_FEATURES],
+            normal[Score.ABLATED_ENERGY].sorted_N,
         ),
         reference=Reference(
             moments,
             spectrum,
-            StyleReference.of(torch.cat(styles).cpu()),
+            StyleReference.of(styles_NS),
             FalseAdvantage.of(advantages),
             Centre(features_ND.mean(dim=0), len(features_ND)),
             usual_variety(logits_NK.argmax(dim=-1).tolist()),
@@ -307,6 +313,18 @@ def _normal(tensors: dict[str, Tensor], frames: int) -> dict[Score, Normal]:
     if any(scores.sorted_N.shape != (frames,) for scores in normal.values()):
         raise ValueError("its scores are not one of each frame")
     return normal
+
+
+def _drift(tensors: dict[str, Tensor], frames: int) -> DriftReference:
+    """The frames that drift is measured against."""
+    features_ND, probabilities_NK = tensors["drift.features"], tensors["drift.probabilities"]
+    styles_NS, energies_N = tensors["drift.styles"], tensors["novelty.ablated_energy"]
+    kept = min(frames, MAX_FEATURES)
+    if any(len(each) != kept or each.ndim != 2 for each in (features_ND, probabilities_NK)):
+        raise ValueError("its features and probabilities are not those of its frames")
+    if styles_NS.shape != (kept, MEASURES):
+        raise ValueError(f"its styles are not {MEASURES} measures of each frame")
+    return DriftReference(features_ND, probabilities_NK, styles_NS, energies_N)
 
 
 def _reference(tensors: dict[str, Tensor], frames: int) -> Reference:

@@ -219,6 +219,49 @@ def bench(
     run_bench(options, Console())
 
 
+@app.command(name="bench-drift")
+def bench_drift(
+    images: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, file_okay=False, help="Photographs, labelled by sub-folder or file name."
+        ),
+    ],
+    model: Annotated[
+        str, typer.Option(help="As model.name in the configuration; or local-dir:FOLDER.")
+    ] = "offline",
+    pretrained: Annotated[
+        str | None, typer.Option(help="As model.pretrained: a hub tag or a checkpoint file.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    frames: Annotated[
+        int, typer.Option(min=1000, help="Stationary frames in which false alarms are counted.")
+    ] = 50_000,
+    seed: Annotated[int, typer.Option(help="Seed of streams and of the agent.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for tables and pictures.")] = Path("bench-out"),
+    cache: Annotated[Path, typer.Option(help="Folder for corrupted images.")] = Path(
+        "~/.cache/streaming-tta-agent"
+    ),
+) -> None:
+    """Measure the drift metrics: delay after an onset, false alarms, severity and cost.
+
+    Every corruption of ImageNet-C begins after a clear stretch, and waxes and wanes. The strategy
+    frozen is measured on frames that are encoded once, continual on the agent as it runs.
+    """
+    from rich.console import Console
+
+    try:
+        from agent.bench.drift import DriftBenchOptions, run_bench_drift
+    except ModuleNotFoundError as error:
+        raise MissingAsset(
+            f"the benchmark needs {error.name}: pip install 'streaming-tta-agent[bench]'"
+        ) from error
+    options = DriftBenchOptions(
+        images, model, pretrained, precision, frames, seed, out, cache.expanduser()
+    )
+    run_bench_drift(options, Console())
+
+
 @app.command()
 def bench_unknown(
     images: Annotated[

@@ -293,8 +293,12 @@ class OodConfig(Section):
 class DriftConfig(Section):
     """How drift is measured."""
 
-    window: Annotated[int, Field(ge=32, le=8192)] = 256
-    """Frames of a camera that are compared with the reference."""
+    window: Annotated[int, Field(ge=32, le=8192)] = 64
+    """Frames of a camera that are compared with the calibration; of a site four times as many."""
+    false_alarm_every: Annotated[int, Field(ge=10_000, le=10**12)] = 1_000_000
+    """Frames that pass between two false alarms, for each detector and camera."""
+    site: Text = "default"
+    """Site of cameras whose id names none; 'plant-3/gate' is of the site 'plant-3'."""
 
 
 class HttpConfig(Section):

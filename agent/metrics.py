@@ -59,15 +59,20 @@ class Described(NamedTuple):
 class Metrics:
     """The agent's instruments, on a registry of their own.
 
-    Values of the `camera` label come from `camera_label`, so that their number is bounded.
+    Values of the labels `camera` and `site` come from `camera_label` and `site_label`, so that
+    their number is bounded.
     """
 
     def __init__(self, max_cameras: int) -> None:
-        """Register every instrument; the first `max_cameras` cameras get series of their own."""
+        """Register every instrument; the first `max_cameras` cameras get series of their own.
+
+        So do as many sites.
+        """
         self.registry = CollectorRegistry()
         self.described: list[Described] = []
         self._max_cameras = max_cameras
         self._cameras: set[str] = set()
+        self._sites: set[str] = set()
         # They would double the number of series, and nobody reads them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._stream()
@@ -81,11 +86,21 @@ class Metrics:
 
         One thread may call this.
         """
-        if camera not in self._cameras:
-            if len(self._cameras) >= self._max_cameras:
+        return self._bounded(camera, self._cameras)
+
+    def site_label(self, site: str) -> str:
+        """`site` for as many sites as cameras may have series, "other" for the rest.
+
+        One thread may call this.
+        """
+        return self._bounded(site, self._sites)
+
+    def _bounded(self, name: str, known: set[str]) -> str:
+        if name not in known:
+            if len(known) >= self._max_cameras:
                 return OTHER
-            self._cameras.add(camera)
-        return camera
+            known.add(name)
+        return name
 
     def _stream(self) -> None:
         self.frames = self._counter("frames", "Frames dealt with.", "camera", "outcome")
@@ -145,13 +160,38 @@ class Metrics:
             "domain",
         )
         self.drift_score = self._gauge(
-            "drift_score", "Distance of recent frames from the reference.", "camera", "detector"
+            "drift_score",
+            "Distance of a camera's recent frames from normal ones, or evidence of a change.",
+            "camera",
+            "detector",
         )
         self.drift_threshold = self._gauge(
-            "drift_threshold", "Score above which a detector reports drift.", "detector"
+            "drift_threshold",
+            "Score above which a detector reports drift of a camera; of ADWIN a guide only.",
+            "detector",
         )
         self.drift_events = self._counter(
-            "drift_events", "Times a detector began to report drift.", "camera", "detector"
+            "drift_events",
+            "Times a detector began to report drift of a camera, or found a change.",
+            "camera",
+            "detector",
+        )
+        self.site_drift_score = self._gauge(
+            "site_drift_score",
+            "Distance of recent frames of a site's cameras, taken together, from normal ones.",
+            "site",
+            "detector",
+        )
+        self.site_drift_threshold = self._gauge(
+            "site_drift_threshold",
+            "Score above which a detector reports drift of a site.",
+            "detector",
+        )
+        self.site_drift_events = self._counter(
+            "site_drift_events",
+            "Times a detector began to report drift of a site.",
+            "site",
+            "detector",
         )
         self.domain_active = self._gauge(
             "domain_active", "Id of the domain a camera is in; 0 is the source domain.", "camera"
@@ -257,7 +297,7 @@ def reference() -> str:
             "# Metrics",
             "",
             "Made by `tta-agent metrics`. Cameras beyond the first `http.max_cameras` share "
-            f'`camera="{OTHER}"`;',
+            f'`camera="{OTHER}"`, and likewise sites;',
             "gauges of that series hold the last value that any of them reported.",
             "The conventional `process_*` metrics (memory, CPU, open files) are exported too.",
             "",

@@ -16,14 +16,15 @@ from agent.adapt.fit import Fit
 from agent.adapt.guard import Guard, Reason
 from agent.adapt.strategy import Observation, Strategy, ZeroShot, entropy
 from agent.adapt.style import style
+from agent.drift.monitor import DriftMonitor
+from agent.drift.reading import publish
+from agent.drift.seen import Seen
 from agent.encode import Encoder
 from agent.finds.find import Find
 from agent.finds.keeper import Keeper
 from agent.metrics import Metrics
 from agent.score.confidence import Confidence
-from agent.score.drift import DriftMonitor
-from agent.score.ood import ablated_energy
-from agent.score.threshold import Thresholds
+from agent.score.judge import Judge, Judgement
 from agent.types import Frame, Scored, Verdict
 
 #: Labels in a verdict.
@@ -50,8 +51,7 @@ class Recognizer:
         strategy: Strategy,
         *,
         domains: DomainMemory,
-        novelty: Callable[[Tensor, Tensor], Tensor],
-        thresholds: Thresholds,
+        judge: Judge,
         confidence: Confidence,
         drift: DriftMonitor,
         guard: Guard,
@@ -62,17 +62,15 @@ class Recognizer:
         clocks: Clocks,
         keeper: Keeper | None = None,
     ) -> None:
-        """`novelty` scores unit features (B, D) with the zero-shot prompt's logits (B, K).
+        """`audit` is the share of aligned batches that are encoded by the source model as well.
 
-        `audit` is the share of aligned batches that are encoded by the source model as well.
         `keeper` keeps unknown frames for people to look at; None keeps none.
         """
         self._encoder = encoder
         self._zero_shot = zero_shot
         self._strategy = strategy
         self._domains = domains
-        self._novelty = novelty
-        self._thresholds = thresholds
+        self._judge = judge
         self._confidence = confidence
         self._drift = drift
         self._guard = guard
@@ -95,7 +93,8 @@ class Recognizer:
         start = self._clocks.monotonic()
         with self._stage("prepare", stages):
             pixels_BCHW = self._encoder.to_device([frame.pixels for frame in frames])
-            assigned = self._domains.assign(cameras, style(pixels_BCHW))
+            styles_BS = style(pixels_BCHW)
+            assigned = self._domains.assign(cameras, styles_BS)
             self._retire()
         domains = [each.domain for each in assigned]
         with self._stage("encode", stages):
@@ -104,18 +103,11 @@ class Recognizer:
             features_BD = torch.nan_to_num(features_BD)
         with self._stage("score", stages):
             frozen_BK = self._zero_shot.logits(features_BD)
-            energies_B = ablated_energy(frozen_BK)
-            novelty_B = self._novelty(features_BD, frozen_BK).cpu()
-            # A feature that is not finite says nothing of what is in the picture, nor of what is
-            # normal here.
+            judged = self._judge.judge(domains, features_BD, frozen_BK, finite_B)
             sound = finite_B.nonzero().flatten().tolist()
-            self._thresholds.observe([domains[row] for row in sound], novelty_B[sound])
-            thresholds = [self._thresholds.of(domain) for domain in domains]
-            unknown_B = (novelty_B > torch.tensor(thresholds)) | ~finite_B.cpu()
         with self._stage("adapt", stages):
-            seen = Observation(
-                pixels_BCHW, features_BD, frozen_BK, domains, ~unknown_B.to(features_BD.device)
-            )
+            admitted_B = ~judged.unknown_B.to(features_BD.device)
+            seen = Observation(pixels_BCHW, features_BD, frozen_BK, domains, admitted_B)
             adapted_BK = self._strategy.step(seen)
             probabilities_BK = torch.nan_to_num(adapted_BK).softmax(dim=-1)
         aligned = [row for row, d in enumerate(domains) if self._strategy.encoding(d) != 0]
@@ -137,70 +129,27 @@ class Recognizer:
             self._guard.observe(
                 [domains[row] for row in fair], probabilities_BK[fair], zero_shot_BK[fair]
             )
-            confidence = self._confidence.observe(domains, probabilities_BK, (~unknown_B).tolist())
-            self._watch(frames, assigned, energies_B, unknown_B, probabilities_BK)
-            self._watch_scores(domains, novelty_B, confidence)
-            self._watch_drift(
-                [frames[row] for row in sound], features_BD[sound], zero_shot_BK[sound]
-            )
+            confidence = self._confidence.observe(domains, probabilities_BK, admitted_B.tolist())
+            self._watch(frames, assigned, judged, probabilities_BK)
+            self._watch_scores(domains, judged, confidence)
             self._protect(set(domains))
+        with self._stage("drift", stages):
+            readings = self._drift.observe(
+                [cameras[row] for row in sound],
+                Seen(
+                    features_BD[sound],
+                    zero_shot_BK[sound],
+                    probabilities_BK[sound],
+                    styles_BS[sound],
+                    judged.energies_B[sound],
+                ),
+            )
+            publish(readings, self._metrics)
         self._budget.earn(self._clocks.monotonic() - start)
 
-        now = self._clocks.wall()
-        top = probabilities_BK.topk(min(TOP, probabilities_BK.shape[-1]), dim=-1)
-        frozen = source_BK.softmax(dim=-1).max(dim=-1)
-        labels = self._zero_shot.labels
-        verdicts = [
-            Verdict(
-                frame=frame.record.id,
-                subject=frame.record.subject,
-                camera=frame.camera,
-                captured_at=frame.captured_at,
-                top=tuple(Scored(labels[k], p) for k, p in zip(ks, ps, strict=True)),
-                frozen=Scored(labels[frozen_k], frozen_p),
-                frozen_encoder="source" if is_source else "aligned",
-                confidence=right,
-                energy=frame_energy,
-                novelty=strangeness,
-                threshold=threshold,
-                ood=unknown,
-                domain=where.domain,
-                shift=where.shift,
-                strategy=self._strategy.name,
-                version=self._strategy.version(where.domain),
-                model=self._encoder.name,
-                age_s=max(0.0, now - frame.captured_at),
-                stage_s=dict(stages),
-            )
-            for (
-                frame,
-                ks,
-                ps,
-                frozen_k,
-                frozen_p,
-                is_source,
-                right,
-                frame_energy,
-                strangeness,
-                threshold,
-                unknown,
-                where,
-            ) in zip(
-                frames,
-                top.indices.tolist(),
-                top.values.tolist(),
-                frozen.indices.tolist(),
-                frozen.values.tolist(),
-                audited,
-                confidence,
-                energies_B.tolist(),
-                novelty_B.tolist(),
-                thresholds,
-                unknown_B.tolist(),
-                assigned,
-                strict=True,
-            )
-        ]
+        verdicts = self._verdicts(
+            frames, assigned, judged, confidence, probabilities_BK, source_BK, audited, stages
+        )
         self._offer(frames, verdicts, features_BD, finite_B)
         return verdicts
 
@@ -215,6 +164,53 @@ class Recognizer:
         if outcome is not None:
             self._metrics.adapter_updates.labels(outcome).inc()
         self._metrics.adapter_budget_used.set(self._budget.used)
+
+    def _verdicts(
+        self,
+        frames: Sequence[Frame],
+        assigned: Sequence[Assignment],
+        judged: Judgement,
+        confidence: Sequence[float],
+        probabilities_BK: Tensor,
+        source_BK: Tensor,
+        audited: Sequence[bool],
+        stages: dict[str, float],
+    ) -> list[Verdict]:
+        now = self._clocks.wall()
+        top = probabilities_BK.topk(min(TOP, probabilities_BK.shape[-1]), dim=-1)
+        top_labels, top_probabilities = top.indices.tolist(), top.values.tolist()
+        frozen = source_BK.softmax(dim=-1).max(dim=-1)
+        frozen_labels, frozen_probabilities = frozen.indices.tolist(), frozen.values.tolist()
+        energies, novelty = judged.energies_B.tolist(), judged.novelty_B.tolist()
+        thresholds, unknown = judged.thresholds_B.tolist(), judged.unknown_B.tolist()
+        labels = self._zero_shot.labels
+        return [
+            Verdict(
+                frame=frame.record.id,
+                subject=frame.record.subject,
+                camera=frame.camera,
+                captured_at=frame.captured_at,
+                top=tuple(
+                    Scored(labels[k], p)
+                    for k, p in zip(top_labels[row], top_probabilities[row], strict=True)
+                ),
+                frozen=Scored(labels[frozen_labels[row]], frozen_probabilities[row]),
+                frozen_encoder="source" if audited[row] else "aligned",
+                confidence=confidence[row],
+                energy=energies[row],
+                novelty=novelty[row],
+                threshold=thresholds[row],
+                ood=unknown[row],
+                domain=where.domain,
+                shift=where.shift,
+                strategy=self._strategy.name,
+                version=self._strategy.version(where.domain),
+                model=self._encoder.name,
+                age_s=max(0.0, now - frame.captured_at),
+                stage_s=dict(stages),
+            )
+            for row, (frame, where) in enumerate(zip(frames, assigned, strict=True))
+        ]
 
     def _offer(
         self,
@@ -318,7 +314,7 @@ class Recognizer:
             self._encodings[domain] = encoding
 
     def _forget(self, domain: int) -> None:
-        self._thresholds.forget(domain)
+        self._judge.thresholds.forget(domain)
         self._confidence.forget(domain)
         self._fit.forget(domain)
 
@@ -334,7 +330,8 @@ class Recognizer:
                 self._metrics.adapter_resets.labels(reason).inc()
             self._metrics.adapter_distance.labels(domain).set(self._strategy.distance(domain))
             self._metrics.adapter_agreement.labels(domain).set(self._guard.agreement(domain))
-            threshold = self._thresholds.standard(self._thresholds.of(domain))
+            thresholds = self._judge.thresholds
+            threshold = thresholds.standard(thresholds.of(domain))
             self._metrics.novelty_threshold.labels(domain).set(threshold)
             self._metrics.expected_accuracy.labels(domain).set(self._confidence.usual(domain))
 
@@ -342,15 +339,19 @@ class Recognizer:
         self,
         frames: Sequence[Frame],
         assigned: Sequence[Assignment],
-        energies_B: Tensor,
-        unknown_B: Tensor,
+        judged: Judgement,
         probabilities_BK: Tensor,
     ) -> None:
         metrics = self._metrics
         most = float(torch.tensor(float(probabilities_BK.shape[-1])).log())
         entropies = (entropy(probabilities_BK) / most).tolist()
         for frame, where, value, unknown, spread in zip(
-            frames, assigned, energies_B.tolist(), unknown_B.tolist(), entropies, strict=True
+            frames,
+            assigned,
+            judged.energies_B.tolist(),
+            judged.unknown_B.tolist(),
+            entropies,
+            strict=True,
         ):
             camera = metrics.camera_label(frame.camera)
             metrics.energy.labels(where.domain).observe(value)
@@ -365,25 +366,14 @@ class Recognizer:
                     extra={"camera": frame.camera, "frame": str(frame.record.id)},
                 )
             metrics.domain_active.labels(camera).set(where.domain)
-            metrics.drift_score.labels(camera, "style").set(where.shift)
 
     def _watch_scores(
-        self, domains: Sequence[int], novelty_B: Tensor, confidence: Sequence[float]
+        self, domains: Sequence[int], judged: Judgement, confidence: Sequence[float]
     ) -> None:
-        for domain, value, right in zip(domains, novelty_B.tolist(), confidence, strict=True):
-            self._metrics.novelty.labels(domain).observe(self._thresholds.standard(value))
+        novelty = judged.novelty_B.tolist()
+        for domain, value, right in zip(domains, novelty, confidence, strict=True):
+            self._metrics.novelty.labels(domain).observe(self._judge.thresholds.standard(value))
             self._metrics.confidence.labels(domain).observe(right)
-
-    def _watch_drift(
-        self, frames: Sequence[Frame], features_BD: Tensor, probabilities_BK: Tensor
-    ) -> None:
-        cameras = [frame.camera for frame in frames]
-        for camera, reading in self._drift.observe(cameras, features_BD, probabilities_BK):
-            label = self._metrics.camera_label(camera)
-            self._metrics.drift_score.labels(label, reading.detector).set(reading.score)
-            self._metrics.drift_threshold.labels(reading.detector).set(reading.threshold)
-            if reading.crossed:
-                self._metrics.drift_events.labels(label, reading.detector).inc()
 
     @contextmanager
     def _stage(self, name: str, stages: dict[str, float]) -> Iterator[None]:

@@ -1,1 +1,1 @@
-"""What the agent says beside the label: strangeness of the frame, drift of the stream."""
+"""What the agent says beside the label: strangeness of the frame."""

@@ -45,6 +45,8 @@ def tensors(calibration):
         calibration.reference.style.whitening,
         calibration.drift.features_ND,
         calibration.drift.probabilities_NK,
+        calibration.drift.styles_NS,
+        calibration.drift.energies_N,
         calibration.reference.moments.mean,
         calibration.reference.moments.variance,
     ]
@@ -206,6 +208,11 @@ def test_views_that_always_agree_do_not_make_it_certain():
     [
         ("centre.mean", torch.zeros(3)),
         ("centre.mean", torch.full((24,), 1e30)),
+        ("drift.styles", torch.zeros(40, 19)),
+        ("drift.styles", torch.zeros(39, 20)),
+        ("drift.features", torch.zeros(39, 24)),
+        ("drift.probabilities", torch.zeros(40)),
+        ("novelty.ablated_energy", torch.zeros(39)),
         ("answers", torch.tensor([0.0, 1.0])),
         ("answers", torch.tensor([4.0, -1.0])),
     ],

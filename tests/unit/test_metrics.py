@@ -10,7 +10,7 @@ from agent import __version__
 from agent.errors import CorruptImage
 from agent.metrics import OTHER, Metrics, reference
 
-LABELS = {"camera", "domain", "stage", "reason", "detector", "outcome"}
+LABELS = {"camera", "site", "domain", "stage", "reason", "detector", "outcome"}
 
 
 @pytest.fixture

@@ -11,10 +11,12 @@ from agent.adapt.frozen import Frozen
 from agent.adapt.guard import Guard, GuardConfig
 from agent.adapt.strategy import Outcome
 from agent.adapt.style import StyleReference, style
+from agent.drift.monitor import DriftMonitor, DriftPolicy
+from agent.drift.statistics import DriftReference
 from agent.metrics import Metrics
 from agent.recognize import Clocks, Recognizer
 from agent.score.confidence import Confidence, ConfidenceModel
-from agent.score.drift import DriftMonitor, DriftReference
+from agent.score.judge import Judge
 from agent.score.novelty import Normal
 from agent.score.ood import ablated_energy as energy
 from agent.score.threshold import Thresholds
@@ -85,15 +87,24 @@ class Spy(Frozen):
         self.resets.append(domain)
 
 
+def drift(reference):
+    return DriftMonitor(
+        DriftPolicy(window=32), reference, ZERO_SHOT.text_KD, torch.Generator().manual_seed(0)
+    )
+
+
+def judge(thresholds, sign=1):
+    """Tells the unknown by their energy, or by its opposite."""
+    return Judge(lambda features, logits: sign * energy(logits), thresholds)
+
+
 def build(strategy=None, clock=None, **parts):
     clock = clock or FakeClock(1000.0)
-    drift = DriftMonitor(32, None)
     defaults = {
         "domains": Known(),
-        "novelty": lambda features, logits: energy(logits),
+        "judge": judge(Thresholds(0.05, Normal.of(torch.tensor([math.inf])))),
         "confidence": Confidence(ConfidenceModel()),
-        "thresholds": Thresholds(0.05, Normal.of(torch.tensor([math.inf]))),
-        "drift": drift,
+        "drift": drift(None),
         "guard": Guard(GuardConfig(frames=8)),
         "fit": Fit(FitConfig(frames=8)),
         "budget": Budget(0.1, clock),
@@ -137,9 +148,7 @@ def test_novelty_and_threshold_decide_what_is_unknown():
     some = frames(8)
     score = energy(source_logits(some)).neg()
     normal = Normal.of(score.median()[None])
-    verdicts = build(
-        novelty=lambda features, logits: -energy(logits), thresholds=Thresholds(0.05, normal)
-    ).recognize(some)
+    verdicts = build(judge=judge(Thresholds(0.05, normal), sign=-1)).recognize(some)
     assert [v.novelty for v in verdicts] == pytest.approx(score.tolist(), abs=1e-4)
     assert [v.energy for v in verdicts] == pytest.approx((-score).tolist(), abs=1e-4)
     assert [v.ood for v in verdicts] == [v.novelty > v.threshold for v in verdicts]
@@ -205,14 +214,14 @@ def test_a_suspect_is_audited_and_others_are_not():
 def test_unknown_frames_are_not_admitted():
     spy = Spy(ENCODER)
     reference = Normal.of(energy(source_logits(frames(8))).median()[None])
-    verdicts = build(spy, thresholds=Thresholds(0.05, reference)).recognize(frames(8))
+    verdicts = build(spy, judge=judge(Thresholds(0.05, reference))).recognize(frames(8))
     assert spy.seen[0].admitted_B.tolist() == [not v.ood for v in verdicts]
 
 
 def test_features_that_are_not_finite_are_unknown_and_teach_nothing():
     spy = Spy(ENCODER, spoil=lambda features: features * math.nan)
     thresholds = Thresholds(0.05, Normal.of(torch.tensor([-20.0, math.inf])))
-    recognizer = build(spy, thresholds=thresholds)
+    recognizer = build(spy, judge=judge(thresholds))
     verdicts = recognizer.recognize([*frames(2), *frames(2, camera="1")])
     assert [v.ood for v in verdicts] == [False, False, True, True]
     assert spy.seen[0].admitted_B.tolist() == [True, True, False, False]
@@ -223,7 +232,7 @@ def test_features_that_are_not_finite_are_unknown_and_teach_nothing():
 def test_features_that_are_not_finite_do_not_set_the_first_threshold():
     spy = Spy(ENCODER, spoil=lambda features: features * math.nan)
     thresholds = Thresholds(0.05)
-    build(spy, thresholds=thresholds).recognize(frames(64, camera="1"))
+    build(spy, judge=judge(thresholds)).recognize(frames(64, camera="1"))
     assert thresholds.of(1) == math.inf
 
 
@@ -234,12 +243,11 @@ def test_a_domain_is_followed_in_metrics():
     assert sample(recognizer, "tta_energy_logits_count", domain="1") == 2
     assert sample(recognizer, "tta_domain_active", camera="1") == 1
     assert sample(recognizer, "tta_adapter_agreement_ratio", domain="1") == 1
-    assert sample(recognizer, "tta_drift_score", camera="1", detector="style") == 0.5
 
 
 def test_flags_are_counted_by_camera():
     thresholds = Thresholds(0.05, Normal.of(torch.tensor([-1e3])))
-    recognizer = build(thresholds=thresholds)
+    recognizer = build(judge=judge(thresholds))
     recognizer.recognize(frames(5))
     assert sample(recognizer, "tta_ood_flagged_total", camera="0") == 5
 
@@ -257,8 +265,8 @@ def test_a_new_domain_inherits_from_its_kin_and_nothing_from_its_id():
     spy = Spy(ENCODER)
     thresholds = Thresholds(0.05, Normal.of(torch.tensor([-20.0])))
     thresholds.observe([1] * 50, torch.full((50,), 100.0))
-    recognizer = build(spy, thresholds=thresholds, domains=Known(opened=[Opening(1, 3)]))
-    fresh = build(Spy(ENCODER), thresholds=Thresholds(0.05, thresholds.normal))
+    recognizer = build(spy, judge=judge(thresholds), domains=Known(opened=[Opening(1, 3)]))
+    fresh = build(Spy(ENCODER), judge=judge(Thresholds(0.05, thresholds.normal)))
     expected = fresh.recognize(frames(1, camera="1"))[0].threshold
     assert recognizer.recognize(frames(1, camera="1"))[0].threshold == expected
     assert spy.begun == [(1, 3)]
@@ -300,7 +308,7 @@ def test_flagged_frames_are_offered_with_their_features_and_no_others():
     some = frames(8)
     reference = Normal.of(energy(source_logits(some)).median()[None])
     keeper = Keeping()
-    recognizer = build(thresholds=Thresholds(0.05, reference), keeper=keeper)
+    recognizer = build(judge=judge(Thresholds(0.05, reference)), keeper=keeper)
     flagged = [verdict for verdict in recognizer.recognize(some) if verdict.ood]
     [finds] = keeper.offered
     assert [find.verdict for find in finds] == flagged
@@ -325,13 +333,24 @@ def test_a_feature_that_is_not_finite_is_offered_as_none():
 
 
 def test_drift_is_read_against_normal_frames():
-    features = ENCODER.encode_image(pictures(64, 5))
-    reference = DriftReference(features, ZERO_SHOT.logits(features).softmax(-1))
+    normal = pictures(64, 5)
+    features = ENCODER.encode_image(normal)
+    logits = ZERO_SHOT.logits(features)
+    reference = DriftReference(features, logits.softmax(-1), style(normal), energy(logits))
     one_for_all = Spy(ENCODER, spoil=lambda features: features[:1].expand_as(features))
-    recognizer = build(one_for_all, drift=DriftMonitor(32, reference))
-    recognizer.recognize(frames(32, camera="1"))
+    recognizer = build(one_for_all, drift=drift(reference))
+    for seed in range(5):
+        recognizer.recognize(frames(32, seed, camera="1"))
     assert sample(recognizer, "tta_drift_events_total", camera="1", detector="frechet") == 1
     assert sample(recognizer, "tta_drift_threshold", detector="frechet") > 0
+    assert sample(recognizer, "tta_drift_events_total", camera="1", detector="style") == 0
+    assert sample(recognizer, "tta_site_drift_events_total", site="default", detector="mmd") == 0
+
+
+def test_drift_needs_features():
+    recognizer = build(Spy(ENCODER, spoil=lambda features: features * math.nan))
+    recognizer.recognize(frames(8, camera="1"))
+    assert sample(recognizer, "tta_drift_score", camera="1", detector="mmd") is None
 
 
 def test_the_parts_work_together_from_normal_to_noise_and_back():

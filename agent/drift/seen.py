@@ -1,0 +1,46 @@
+"""What the monitor needs of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A batch as the recogniser saw and answered it.
+
+    Attributes:
+        features_BD: unit features, as the strategy encoded them.
+        zero_shot_BK: probabilities of the zero-shot prompt on them.
+        adapted_BK: probabilities of the verdicts.
+        styles_BS: styles of the pictures, before any correction.
+        energies_B: energies under the zero-shot prompt.
+    """
+
+    features_BD: Tensor
+    zero_shot_BK: Tensor
+    adapted_BK: Tensor
+    styles_BS: Tensor
+    energies_B: Tensor
+
+    def finite(self) -> tuple[list[int], Seen]:
+        """The rows without a number that is not finite, on the CPU in full precision."""
+        parts = [
+            each.detach().float().cpu()
+            for each in (
+                self.features_BD,
+                self.zero_shot_BK,
+                self.adapted_BK,
+                self.styles_BS,
+                self.energies_B[:, None],
+            )
+        ]
+        sound_B = torch.stack([each.isfinite().all(dim=-1) for each in parts]).all(dim=0)
+        features_BD, zero_shot_BK, adapted_BK, styles_BS, energies_B1 = (
+            each[sound_B] for each in parts
+        )
+        rows: list[int] = sound_B.nonzero().flatten().tolist()
+        return rows, Seen(features_BD, zero_shot_BK, adapted_BK, styles_BS, energies_B1[:, 0])
