@@ -294,7 +294,7 @@ def bench_unknown(
     """Measure how well the unknown is told, and what the agent's confidence is worth.
 
     Three tables with pictures. **Scores**: each of ood.score on the source model, for near unknowns
-    (half of the labels held out) and far ones (animals from things), clear and under each
+    (half of the labels held out), far ones (animals from things) and textures, clear and under each
     corruption; *unnamed* leaves words that may name the unknown out of the negative labels.
     **False alarms**: the agent in a storm in which a quarter of the frames is unknown, against a
     fixed threshold. **Confidence**: calibration error of softmax and confidence, and false alarms,

@@ -286,8 +286,8 @@ class OodConfig(Section):
         "neglabel"
     )
     """What tells the unknown: negative labels, the energy (or without its leading temperature), the
-    largest logit, maximum concept matching, or neglabel, energy, max_logit and mcm together;
-    neglabel and ensemble need a calibration; without one, ablated_energy takes their place."""
+    largest logit, maximum concept matching, or neglabel and energy together; neglabel and ensemble
+    need a calibration, and without one ablated_energy takes their place."""
 
 
 class DriftConfig(Section):

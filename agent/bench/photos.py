@@ -32,7 +32,7 @@ KNOWN = {
     "tripod": (SKIMAGE, "camera.png"),
     "palace": (SKLEARN, "china.jpg"),
     "flower": (SKLEARN, "flower.jpg"),
-    "military uniform": (MATPLOTLIB, "grace_hopper.jpg"),
+    "suit": (MATPLOTLIB, "grace_hopper.jpg"),
 }
 #: Things that no label of the demo names.
 UNKNOWN = {

@@ -100,9 +100,14 @@ def load(
         raise AgentError(f"{folder} holds {len(found)} images; a benchmark needs {FEWEST} or more")
     found = [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
     pixels = np.stack([_read(path, size, crop_ratio) for path, _ in found])
+    return of(tuple(label for _, label in found), pixels, cache)
+
+
+def of(labels: tuple[str, ...], pixels: NDArray[np.uint8], cache: Path) -> Pool:
+    """A pool of images at the model's size, (N, S, S, 3), with a place of its own in the cache."""
     key = hashlib.sha256(bytes([_RECIPE]))
     key.update(pixels.data)
-    return Pool(tuple(label for _, label in found), pixels, cache / key.hexdigest()[:16])
+    return Pool(labels, pixels, cache / key.hexdigest()[:16])
 
 
 def _read(path: Path, size: int, crop_ratio: float) -> Pixels:
@@ -111,6 +116,11 @@ def _read(path: Path, size: int, crop_ratio: float) -> Pixels:
             rgb = ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
         raise AgentError(f"{path} cannot be read as an image: {error}") from error
+    return fitted(rgb, size, crop_ratio)
+
+
+def fitted(rgb: Image.Image, size: int, crop_ratio: float) -> Pixels:
+    """The middle of an image, resized as the model wants it: uint8 (size, size, 3)."""
     scale = size / crop_ratio / min(rgb.size)
     if round(scale * min(rgb.size)) != min(rgb.size):
         side = (round(rgb.width * scale), round(rgb.height * scale))

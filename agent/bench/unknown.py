@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
 from agent.adapt.strategy import ZeroShot
 from agent.bench.competitors import AgentCompetitor
-from agent.bench.pool import Condition, Pool
+from agent.bench.photos import builtin_photos, frame_of
+from agent.bench.pool import Condition, Pool, fitted
+from agent.bench.pool import of as pool_of
 from agent.bench.suites import Shot, Suite
 from agent.calibration import Calibration
 from agent.encode import Encoder
@@ -22,6 +26,8 @@ from agent.types import Verdict
 
 #: The first classes of ImageNet, in its order, are animals; the others are mostly things.
 ANIMALS = 398
+#: Crops of each texture.
+CROPS = 12
 #: Random halves of the labels that are held out in turn.
 HALVES = 3
 #: Bins of the expected calibration error.
@@ -53,6 +59,19 @@ def splits(labels: Sequence[str], shown: Sequence[str], has_animals: bool) -> li
         animals, things = labels[:ANIMALS], labels[ANIMALS:]
         found += [Split("far", tuple(animals)), Split("far", tuple(things))]
     return found
+
+
+def textures(size: int, crop_ratio: float, cache: Path, seed: int) -> Pool:
+    """Crops of what no noun is for: bricks, gravel, a page, a retina; at the model's size."""
+    rng = np.random.default_rng(seed)
+    crops = [
+        (photo.label, fitted(Image.fromarray(frame_of(photo, rng)), size, crop_ratio))
+        for photo in builtin_photos()
+        if not photo.known
+        for _ in range(CROPS)
+    ]
+    labels, pixels = zip(*crops, strict=True)
+    return pool_of(labels, np.stack(pixels), cache)
 
 
 @dataclass(frozen=True, slots=True)

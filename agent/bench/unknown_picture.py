@@ -15,20 +15,21 @@ _FIXED, _FOLLOWED = "#c0a080", "#2a6fb0"
 
 
 def draw_scores(means: Mapping[tuple[str, str, str], Separation], path: Path) -> None:
-    """AUROC of each score (rows) under each condition (columns), near above far."""
+    """AUROC of each score (rows) under each condition (columns), one kind of unknown a plot."""
     kinds = list(dict.fromkeys(kind for kind, _, _ in means))
-    scores = list(dict.fromkeys(score for _, score, _ in means))
     conditions = list(dict.fromkeys(condition for _, _, condition in means))
-    size = (3 + 0.55 * len(conditions), 1.4 + len(kinds) * (0.9 + 0.36 * len(scores)))
+    scores = {kind: list(dict.fromkeys(s for k, s, _ in means if k == kind)) for kind in kinds}
+    rows = sum(len(each) for each in scores.values())
+    size = (3 + 0.55 * len(conditions), 1.4 + 0.9 * len(kinds) + 0.36 * rows)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     plots = figure.subplots(len(kinds), 1, squeeze=False)[:, 0]
     for axes, kind in zip(plots, kinds, strict=True):
-        grid = np.array([[means[kind, s, c].auroc for c in conditions] for s in scores])
+        grid = np.array([[means[kind, s, c].auroc for c in conditions] for s in scores[kind]])
         axes.imshow(grid, cmap="viridis", vmin=0.5, vmax=1.0, aspect="auto")
         for (row, column), value in np.ndenumerate(grid):
             colour = "black" if value > 0.8 else "white"
             axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour)
-        axes.set_yticks(range(len(scores)), scores)
+        axes.set_yticks(range(len(grid)), scores[kind])
         axes.set_xticks(range(len(conditions)), conditions if kind == kinds[-1] else [])
         axes.tick_params(axis="x", rotation=60, length=0)
         axes.set_title(f"AUROC of {kind} unknowns, %", loc="left", size=11)

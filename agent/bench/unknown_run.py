@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -126,10 +126,30 @@ class _Bench:
                             key = (split.kind, score + name, str(condition))
                             found.setdefault(key, []).append(Separation.of(strange, values))
                 progress.advance(splitting)
+            self._textures(shown, found)
         means = {key: _mean(each) for key, each in found.items()}
         self._note("scores", {"/".join(key): asdict(each) for key, each in means.items()})
         unknown_picture.draw_scores(means, self._options.out / "unknown-scores.png")
         return self._shown(_score_table(means, self._options.severity))
+
+    def _textures(
+        self,
+        shown: Mapping[Condition, Tensor],
+        found: dict[tuple[str, str, str], list[Separation]],
+    ) -> None:
+        """What has no name, against all the photographs."""
+        preprocess, options = self._encoder.preprocess, self._options
+        strange = unknown.textures(
+            preprocess.size, preprocess.crop_ratio, options.cache, options.seed
+        )
+        scorer = unknown.novelty(*self._calibration(self._names.labels))
+        for condition, known_ND in shown.items():
+            strange_ND = unknown.features(self._encoder, strange.under(condition))
+            is_strange = np.arange(len(known_ND) + len(strange_ND)) >= len(known_ND)
+            scores = unknown.scored(scorer, torch.cat([known_ND, strange_ND]))
+            for score, values in scores.items():
+                key = ("textures", str(score), str(condition))
+                found.setdefault(key, []).append(Separation.of(is_strange, values))
 
     def alarms(self) -> Table:
         """The agent among unknown objects in a storm, against thresholds that stay put."""
@@ -278,6 +298,9 @@ def _score_table(means: dict[tuple[str, str, str], Separation], severity: int) -
         cells = []
         for kind in kinds:
             mine = {c: each for (k, s, c), each in means.items() if (k, s) == (kind, score)}
+            if not mine:
+                cells += ["", ""]
+                continue
             clear = mine.pop(str(CLEAR))
             cells += [_triple(clear), _triple(_mean(list(mine.values())))]
         table.add_row(score, *cells)

@@ -25,8 +25,8 @@ class Score(StrEnum):
     ENSEMBLE = "ensemble"
 
 
-#: What the ensemble is made of: one of each kind.
-MEMBERS = (Score.NEGLABEL, Score.ENERGY, Score.MAX_LOGIT, Score.MCM)
+#: What the ensemble is made of: what is nearer to other words, and what is near to no label.
+MEMBERS = (Score.NEGLABEL, Score.ENERGY)
 
 
 @dataclass(frozen=True)

@@ -99,3 +99,11 @@ def test_pictures_are_drawn(tmp_path):
         with Image.open(path) as image:
             assert len(np.unique(np.asarray(image.convert("L")))) > 10
     assert len(list(tmp_path.glob("*.png"))) == 3
+
+
+def test_textures_are_cropped_as_the_model_wants_them(tmp_path):
+    textures = unknown.textures(32, 0.875, tmp_path, seed=0)
+    assert textures.pixels.shape == (11 * unknown.CROPS, 32, 32, 3)
+    assert {"bricks", "page"} <= set(textures.labels)
+    again = unknown.textures(32, 0.875, tmp_path, seed=0)
+    assert np.array_equal(textures.pixels, again.pixels)
