@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agent.adapt.strategy import entropy
 from agent.drift.change import Adwin, ChangePolicy, PageHinkleyTest, Ranks, watch
+from agent.drift.news import News
 from agent.drift.reading import DETECTORS, Reading, Scope
 from agent.drift.seen import Seen
 from agent.drift.sites import site_of
@@ -101,6 +102,7 @@ class DriftMonitor:
         self._changes = ChangePolicy(policy.false_alarm_every, policy.window)
         self._change_thresholds = self._changes.thresholds()
         self._warm_up: list[Seen] = []
+        self._news = News(MAX_FOLLOWED)
         self._streams: dict[Scope, LRUCache[str, _Stream]] = {
             scope: LRUCache(MAX_FOLLOWED) for scope in Scope
         }
@@ -113,12 +115,15 @@ class DriftMonitor:
     def observe(self, cameras: Sequence[str], seen: Seen) -> list[Reading]:
         """Take in a batch; the readings that fell due.
 
-        Frames with numbers that are not finite are left out.
+        Frames with numbers that are not finite are left out, and so are most that show what the
+        camera's last one did.
         """
         rows, seen = seen.finite()
-        if not rows:
-            return []
         names = [cameras[row] for row in rows]
+        news = self._news.rows(names, seen.features_BD)
+        if not news:
+            return []
+        names, seen = [names[row] for row in news], seen.of(news)
         rows_of = {Scope.CAMERA: _grouped(names, str), Scope.SITE: _grouped(names, self.site_of)}
         readings = [reading for scope in Scope for reading in self._begun(scope, rows_of[scope])]
         if self._normal is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,16 @@ class Seen:
     adapted_BK: Tensor
     styles_BS: Tensor
     energies_B: Tensor
+
+    def of(self, rows: Sequence[int]) -> Seen:
+        """These rows of the batch."""
+        return Seen(
+            self.features_BD[rows],
+            self.zero_shot_BK[rows],
+            self.adapted_BK[rows],
+            self.styles_BS[rows],
+            self.energies_B[rows],
+        )
 
     def finite(self) -> tuple[list[int], Seen]:
         """The rows without a number that is not finite, on the CPU in full precision."""

@@ -302,7 +302,7 @@ def test_cameras_are_followed_apart_and_sites_together():
     drift = monitor()
     told = []
     for seed in range(60):
-        far, near = frames(8, seed, shift=1.0), frames(8, 100 + seed)
+        far, near = frames(8, seed, shift=0.6), frames(8, 100 + seed)
         told += drift.observe(["a/east"] * 8, far) + drift.observe(["b/west"] * 8, near)
     assert {r.name for r in told if r.began and r.scope is Scope.CAMERA} == {"a/east"}
     assert {r.name for r in told if r.began and r.scope is Scope.SITE} == {"a"}
@@ -358,6 +358,27 @@ def test_what_is_not_finite_is_left_out(field, bad):
         [each.score for each in expected], nan_ok=True
     )
     assert drift.observe(["cam"], rows(dirty, [0])) == []
+
+
+def test_a_camera_at_rest_counts_for_little_until_it_has_looked_for_long():
+    drift, still = monitor(), rows(frames(1, 3), [0] * 16)
+    told = [reading for _ in range(WINDOW - 1) for reading in drift.observe(["cam"] * 16, still)]
+    assert all(math.isnan(r.score) for r in of(told, "frechet"))
+    told = drift.observe(["cam"] * 32, rows(frames(1, 3), [0] * 32))
+    assert "frechet" in began(told)
+
+
+def test_frames_shown_twice_count_once():
+    once, twice = monitor(), monitor()
+    seen = frames(200, 3)
+    doubled = rows(seen, [row // 2 for row in range(400)])
+    first, second = of(feed(once, seen), "mmd"), of(feed(twice, doubled, batch=32), "mmd")
+    assert [r.score for r in second] == pytest.approx([r.score for r in first], nan_ok=True)
+
+
+def test_what_one_camera_shows_is_no_news_of_another():
+    drift = monitor()
+    assert drift._news.rows(["a", "b", "a"], frames(1, 0).features_BD.expand(3, -1)) == [0, 1]
 
 
 def test_a_silent_camera_tells_nothing_and_goes_on_where_it_was():
