@@ -338,7 +338,8 @@ def test_drift_is_read_against_normal_frames():
     logits = ZERO_SHOT.logits(features)
     reference = DriftReference(features, logits.softmax(-1), style(normal), energy(logits))
     torch.manual_seed(0)
-    elsewhere = Spy(ENCODER, spoil=lambda f: torch.nn.functional.normalize(torch.randn_like(f)))
+    far_away = lambda f: torch.nn.functional.normalize(1 + torch.randn_like(f))  # noqa: E731
+    elsewhere = Spy(ENCODER, spoil=far_away)
     recognizer = build(elsewhere, drift=drift(reference))
     for seed in range(5):
         recognizer.recognize(frames(32, seed, camera="1"))
