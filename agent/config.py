@@ -282,12 +282,12 @@ class OodConfig(Section):
 
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of normal frames that may be flagged as unknown."""
-    score: Literal["neglabel", "energy", "ablated_energy", "max_logit", "mcm", "ensemble"] = (
-        "neglabel"
+    score: Literal["ensemble", "neglabel", "energy", "ablated_energy", "max_logit", "mcm"] = (
+        "ensemble"
     )
-    """What tells the unknown: negative labels, the energy (or without its leading temperature), the
-    largest logit, maximum concept matching, or neglabel and energy together; neglabel and ensemble
-    need a calibration, and without one ablated_energy takes their place."""
+    """What tells the unknown: negative labels and the energy together, or one of them, the energy
+    without its leading temperature, the largest logit, or maximum concept matching. Negative labels
+    need a calibration; without one, ablated_energy takes the place of neglabel and ensemble."""
 
 
 class DriftConfig(Section):

@@ -161,7 +161,7 @@ class _Bench:
         told = self._play(suite, arena, "continual")
         scorer = unknown.novelty(normal, arena.zero_shot)
         fixed: dict[str, dict[Score, tuple[float, Separation]]] = {}
-        rate = Config().ood.false_alarm_rate
+        rate, chosen = Config().ood.false_alarm_rate, Score(Config().ood.score)
         for condition in suite.conditions:
             shots = [shot for shot in suite.shots if shot.condition == condition]
             photos = [shot.photo for shot in shots]
@@ -181,7 +181,7 @@ class _Bench:
             best = max(fixed[phase], key=lambda score: fixed[phase][score][1].auroc)
             table.add_row(
                 phase,
-                f"{100 * fixed[phase][Score.NEGLABEL][0]:.1f}",
+                f"{100 * fixed[phase][chosen][0]:.1f}",
                 f"{100 * each.false_alarms:.1f}",
                 f"{100 * each.recall:.1f}",
                 f"{100 * fixed[phase][best][1].auroc:.1f} ({best})",
@@ -198,7 +198,7 @@ class _Bench:
             },
         )
         unknown_picture.draw_alarms(
-            {phase: fixed[phase][Score.NEGLABEL][0] for phase in told},
+            {phase: fixed[phase][chosen][0] for phase in told},
             {phase: each.false_alarms for phase, each in told.items()},
             rate,
             self._options.out / "unknown-alarms.png",

@@ -46,6 +46,7 @@ class Judge:
         novelty_B, finite_B = self.novelty(features_BD, logits_BK).cpu(), finite_B.cpu()
         sound = finite_B.nonzero().flatten().tolist()
         self.thresholds.observe([domains[row] for row in sound], novelty_B[sound])
-        thresholds_B = torch.tensor([self.thresholds.of(domain) for domain in domains])
+        threshold_of = {domain: self.thresholds.of(domain) for domain in set(domains)}
+        thresholds_B = torch.tensor([threshold_of[domain] for domain in domains])
         unknown_B = (novelty_B > thresholds_B) | ~finite_B
         return Judgement(ablated_energy(logits_BK).cpu(), novelty_B, thresholds_B, unknown_B)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -29,6 +30,16 @@ class Score(StrEnum):
 MEMBERS = (Score.NEGLABEL, Score.ENERGY)
 
 
+def conformal_quantile(ascending: Sequence[float] | Tensor, rate: float) -> float:
+    """Split-conformal quantile: one more value like these lies above it with at most that rate.
+
+    With fewer than 1 / rate − 1 values no quantile can promise it; the largest comes closest.
+    Angelopoulos & Bates 2021, "A Gentle Introduction to Conformal Prediction", §1.
+    """
+    rank = math.ceil((len(ascending) + 1) * (1 - rate) - 1e-9)  # 0.95 is not exactly that
+    return float(ascending[min(len(ascending), rank) - 1])
+
+
 @dataclass(frozen=True)
 class Normal:
     """A score on normal frames, sorted, shape (N,)."""
@@ -51,14 +62,8 @@ class Normal:
         return max(float((self.sorted_N - self.median).abs().median()), 1e-6)
 
     def threshold(self, false_alarm_rate: float) -> float:
-        """Split-conformal quantile: a new normal frame lies above it with at most that probability.
-
-        With fewer than 1 / rate − 1 frames no quantile can promise it; the largest comes closest.
-        Angelopoulos & Bates 2021, "A Gentle Introduction to Conformal Prediction", §1.
-        """
-        n = len(self.sorted_N)
-        rank = min(n, int(-(-(n + 1) * (1 - false_alarm_rate) // 1)))
-        return float(self.sorted_N[rank - 1])
+        """A new normal frame lies above it with at most that probability."""
+        return conformal_quantile(self.sorted_N, false_alarm_rate)
 
 
 @dataclass(frozen=True, slots=True)

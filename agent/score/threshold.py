@@ -3,11 +3,14 @@
 Calibration fixes the threshold of the source domain at a quantile of normal frames. A shifted
 domain moves the scores of known objects too, so its threshold moves along with the domain's own
 running median and median absolute deviation, which fewer than half unknown frames cannot drag far:
-it stands as many deviations above the median as calibration's does.
+it stands as many deviations above the median as calibration's does. Where the scores' tail got
+shorter that is too high; the domain's own quantile is then lower, and may be trusted, since unknown
+frames can only raise it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,10 +20,12 @@ import torch
 from torch import Tensor
 
 from agent.adapt.domains import SOURCE
-from agent.score.novelty import Normal
+from agent.score.novelty import Normal, conformal_quantile
 
-#: Frames of a domain that its median is taken over.
-WINDOW = 256
+#: Frames of a domain that its statistics are taken over.
+WINDOW = 1024
+#: Frames that a domain's own quantile needs.
+QUANTILE_FRAMES = 40
 #: Frames' worth of belief in the source's median that a new domain starts with.
 PRIOR = 8
 #: The same for the deviation, which few frames make too small.
@@ -41,7 +46,7 @@ class Thresholds:
     def of(self, domain: int) -> float:
         """The threshold in the score's units; infinite until the first frames have set it."""
         if self.normal is None:
-            return float("inf")
+            return math.inf
         base = self.normal.threshold(self.false_alarm_rate)
         recent = self._recent.get(domain)
         if domain == SOURCE or not recent:
@@ -51,7 +56,10 @@ class Thresholds:
         trust = len(recent) / (len(recent) + PRIOR)
         spread_trust = len(recent) / (len(recent) + SPREAD_PRIOR)
         above = (base - self.normal.median) * (1 + spread_trust * (spread - 1))
-        return self.normal.median + trust * (middle - self.normal.median) + above
+        moved = self.normal.median + trust * (middle - self.normal.median) + above
+        if len(recent) < QUANTILE_FRAMES:
+            return moved
+        return min(moved, conformal_quantile(sorted(recent), self.false_alarm_rate))
 
     def observe(self, domains: Sequence[int], scores_B: Tensor) -> None:
         """Take in a batch's scores, of flagged frames too: the median bears with them."""
@@ -67,7 +75,7 @@ class Thresholds:
     def standard(self, score: float) -> float:
         """A score as deviations above the median of normal frames; NaN until there are some."""
         if self.normal is None:
-            return float("nan")
+            return math.nan
         return (score - self.normal.median) / self.normal.deviation
 
     def forget(self, domain: int) -> None:

@@ -346,7 +346,7 @@ def test_drift_is_read_against_normal_frames():
     assert sample(recognizer, "tta_drift_events_total", camera="1", detector="frechet") == 1
     assert sample(recognizer, "tta_drift_threshold", detector="frechet") > 0
     assert sample(recognizer, "tta_drift_events_total", camera="1", detector="style") == 0
-    assert sample(recognizer, "tta_site_drift_events_total", site="default", detector="mmd") == 0
+    assert sample(recognizer, "tta_site_drift_events_total", site="default", detector="style") == 0
 
 
 def test_drift_needs_features():

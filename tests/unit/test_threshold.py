@@ -86,6 +86,17 @@ def test_scores_are_told_in_deviations_of_normal_frames():
     assert math.isnan(Thresholds(0.05).standard(5.0))
 
 
+def test_where_the_tail_is_shorter_the_domain_has_its_own_quantile():
+    flat = -14 + torch.rand(WINDOW, generator=torch.Generator().manual_seed(3))
+    assert float((flat > adapted(flat).of(NIGHT)).float().mean()) == pytest.approx(0.05, abs=0.01)
+
+
+def test_unknown_frames_do_not_make_the_quantile_count():
+    night = normal(600, 1, mean=-14)
+    clean, mixed = adapted(night), adapted(night, normal(150, 2, mean=0))
+    assert clean.of(NIGHT) - 0.3 < mixed.of(NIGHT) < clean.of(NIGHT) + 1.5
+
+
 def test_domains_do_not_mix():
     thresholds = adapted(normal(100, 1, mean=-10))
     assert thresholds.of(2) == thresholds.of(SOURCE)
