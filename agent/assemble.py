@@ -136,7 +136,11 @@ def zero_shot(
 
 def _calibration(config: Config, encoder: Encoder) -> Calibration | None:
     if config.calibration is not None:
-        return Calibration.load(Path(config.calibration), subject_of(encoder, config.model))
+        return Calibration.load(
+            Path(config.calibration),
+            subject_of(encoder, config.model),
+            len(config.model.labels),
+        )
     if config.adapt.strategy != "frozen":
         _log.warning(
             "no calibration is configured: statistics alignment is off, unknown frames are told by "

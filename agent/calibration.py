@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +44,10 @@ from agent.score.novelty import MEMBERS, Normal, Novelty, Score
 FORMAT = "tta-calibration-6"
 #: Fewer frames than this say too little of what is normal.
 MIN_FRAMES = 16
+#: The lowest temperature that is tried; the highest is its inverse.
+COLDEST = 1 / 20
+#: Beyond this a weight of the confidence comes from no fit.
+MAX_WEIGHT = 1e3
 #: Frames kept for the drift reference.
 MAX_FEATURES = 1024
 #: Frames that are spoilt to learn what answers are worth.
@@ -108,8 +111,8 @@ class Calibration:
         part.replace(path)
 
     @classmethod
-    def load(cls, path: Path, subject: str) -> Calibration:
-        """Read the file that was made for this subject.
+    def load(cls, path: Path, subject: str, labels: int | None = None) -> Calibration:
+        """Read the file that was made for this subject, and so for that many labels.
 
         Raises:
             InvalidConfig: it is not there, is not a calibration, or was made for another
@@ -133,7 +136,7 @@ class Calibration:
                     ]
                 )
             frames, temperature = int(header["frames"]), float(header["temperature"])
-            if frames < MIN_FRAMES or not 0 < temperature < math.inf:
+            if frames < MIN_FRAMES or not COLDEST <= temperature <= 1 / COLDEST:
                 raise ValueError("its header makes no sense")
             if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
                 raise ValueError("it holds numbers that are not finite")
@@ -144,7 +147,7 @@ class Calibration:
                 negatives_MD=_negatives(tensors),
                 normal=_normal(tensors, frames),
                 confidence=_confidence_model(tensors["confidence"]),
-                drift=_drift(tensors, frames),
+                drift=_drift(tensors, frames, labels),
                 reference=_reference(tensors, frames),
             )
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
@@ -296,6 +299,8 @@ def _confidence(
 
 def _confidence_model(weights: Tensor) -> ConfidenceModel:
     bias, slope, doubt = weights.tolist()
+    if weights.ndim != 1 or slope <= 0 or weights.abs().max() > MAX_WEIGHT:
+        raise ValueError("its confidence makes no sense")
     return ConfidenceModel(bias, slope, doubt)
 
 
@@ -312,16 +317,25 @@ def _normal(tensors: dict[str, Tensor], frames: int) -> dict[Score, Normal]:
     normal = {score: Normal(tensors[f"novelty.{score}"]) for score in Score}
     if any(scores.sorted_N.shape != (frames,) for scores in normal.values()):
         raise ValueError("its scores are not one of each frame")
+    if any(bool((scores.sorted_N.diff() < 0).any()) for scores in normal.values()):
+        raise ValueError("its scores are not sorted")
     return normal
 
 
-def _drift(tensors: dict[str, Tensor], frames: int) -> DriftReference:
+def _drift(tensors: dict[str, Tensor], frames: int, labels: int | None) -> DriftReference:
     """The frames that drift is measured against."""
     features_ND, probabilities_NK = tensors["drift.features"], tensors["drift.probabilities"]
     styles_NS, energies_N = tensors["drift.styles"], tensors["novelty.ablated_energy"]
     kept = min(frames, MAX_FEATURES)
     if any(len(each) != kept or each.ndim != 2 for each in (features_ND, probabilities_NK)):
         raise ValueError("its features and probabilities are not those of its frames")
+    if labels is not None and probabilities_NK.shape[1] != labels:
+        raise ValueError(f"its probabilities are not those of {labels} labels")
+    sums_N = probabilities_NK.sum(dim=-1)
+    if probabilities_NK.min() < 0 or (sums_N - 1).abs().max() > 0.01:
+        raise ValueError("its probabilities are none")
+    if (features_ND.norm(dim=-1) - 1).abs().max() > 0.01:
+        raise ValueError("its features are not of unit length")
     if styles_NS.shape != (kept, MEASURES):
         raise ValueError(f"its styles are not {MEASURES} measures of each frame")
     return DriftReference(features_ND, probabilities_NK, styles_NS, energies_N)
@@ -331,6 +345,10 @@ def _reference(tensors: dict[str, Tensor], frames: int) -> Reference:
     moments = Moments.named(tensors, "moments.", frames)
     spectrum = Spectrum(tensors["spectrum.energy"], tensors["spectrum.level"], frames)
     styles = StyleReference(tensors["style.mean"], tensors["style.whitening"], frames)
+    if styles.mean.shape != (MEASURES,) or styles.whitening.shape != (MEASURES, MEASURES):
+        raise ValueError(f"its style is not of {MEASURES} measures")
+    if moments.variance.min() < 0 or spectrum.energy_OA.min() < 0:
+        raise ValueError("its moments or its spectrum are below zero")
     false_advantage = FalseAdvantage(*tensors["false_advantage"].tolist())
     centre = Centre(tensors["centre.mean"], frames)
     if centre.mean_D.shape != tensors["drift.features"].shape[1:] or centre.mean_D.norm() > 1.001:
@@ -357,7 +375,7 @@ def fit_temperature(first_NK: Tensor, second_NK: Tensor) -> float:
             + F.cross_entropy(second_NK / temperature, first_N, label_smoothing=doubt)
         )
 
-    grid = torch.logspace(-1, 1, 121, base=20.0).tolist()
+    grid = torch.logspace(-1, 1, 121, base=1 / COLDEST, dtype=torch.float64).tolist()
     best: float = min(grid, key=loss)
     return best
 

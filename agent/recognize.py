@@ -14,7 +14,7 @@ from agent.adapt.budget import Budget
 from agent.adapt.domains import Assignment, DomainMemory
 from agent.adapt.fit import Fit
 from agent.adapt.guard import Guard, Reason
-from agent.adapt.strategy import Observation, Strategy, ZeroShot, entropy
+from agent.adapt.strategy import Observation, Strategy, ZeroShot, vagueness
 from agent.adapt.style import style
 from agent.drift.monitor import DriftMonitor
 from agent.drift.reading import publish
@@ -343,8 +343,7 @@ class Recognizer:
         probabilities_BK: Tensor,
     ) -> None:
         metrics = self._metrics
-        most = float(torch.tensor(float(probabilities_BK.shape[-1])).log())
-        entropies = (entropy(probabilities_BK) / most).tolist()
+        entropies = vagueness(probabilities_BK).tolist()
         for frame, where, value, unknown, spread in zip(
             frames,
             assigned,
@@ -356,10 +355,10 @@ class Recognizer:
             camera = metrics.camera_label(frame.camera)
             metrics.energy.labels(where.domain).observe(value)
             metrics.entropy.labels(where.domain).observe(spread)
-            if unknown:
-                metrics.ood_flagged.labels(camera).inc()
+            # Also where it is none: the series must exist for its first event to be seen.
+            metrics.ood_flagged.labels(camera).inc(unknown)
+            metrics.domain_switches.labels(camera).inc(where.switched)
             if where.switched:
-                metrics.domain_switches.labels(camera).inc()
                 _log.info(
                     "the camera is now in domain %d",
                     where.domain,

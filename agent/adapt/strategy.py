@@ -9,6 +9,7 @@ To add one, write one file with a class that has these members and name it in `a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -130,6 +131,11 @@ class Strategy(Protocol):
         Raises:
             KeyError, RuntimeError: the state is not of this strategy or these labels.
         """
+
+
+def vagueness(probabilities_BK: Tensor) -> Tensor:
+    """Entropy along the last axis, as a share of the highest there can be."""
+    return entropy(probabilities_BK) / math.log(probabilities_BK.shape[-1])
 
 
 def entropy(probabilities_BK: Tensor) -> Tensor:

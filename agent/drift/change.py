@@ -55,7 +55,7 @@ class Adwin:
 
     @staticmethod
     def threshold(signal: str, every: int, window: int) -> float:
-        """The change that shows within `window` frames after as many before: ε_cut, theorem 3.2."""
+        """The change that shows within `window` frames after as many before: ε_cut."""
         chance = math.log(2 * math.log(2 * window) * every / CLOCK)
         half = window / 2  # the harmonic mean of both lengths, halved
         variance = DEVIATION[signal] ** 2
@@ -92,7 +92,7 @@ class PageHinkleyTest(PageHinkley):
     def bound(signal: str, every: int) -> float:
         """The sum that normal values exceed once in `every` frames, either way.
 
-        Solves Siegmund's approximation of the run length (1985, eq. 2.56) by bisection:
+        Solves Siegmund's approximation of the run length (1985) by bisection:
         (e^(2·k·b) − 1 − 2·k·b) / 2·k², where k is the allowance and b the bound, both in standard
         deviations, with 1.166 added to b for what the sum overshoots.
         """

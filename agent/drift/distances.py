@@ -30,7 +30,7 @@ def frechet(a_2D: Tensor, b_2D: Tensor) -> Tensor:
 
 
 def jensen_shannon(p_K: Tensor, q_K: Tensor) -> Tensor:
-    """Jensen–Shannon divergence of two distributions (…, K), in bits, 0 to 1. Lin 1991, eq. 3.4."""
+    """Jensen–Shannon divergence of two distributions (…, K), in bits, 0 to 1. Lin 1991."""
     middle_K = (p_K + q_K) / 2
 
     def divergence(of_K: Tensor) -> Tensor:

@@ -144,7 +144,8 @@ class DriftMonitor:
 
     def _begun(self, scope: Scope, names: Iterable[str]) -> list[Reading]:
         """Begin to follow those that are new; their scores are not a number yet."""
-        new = [name for name in names if name not in self._streams[scope]]
+        # Looking each up keeps it: a newcomer takes the place of a camera that is not in the batch.
+        new = [name for name in names if self._streams[scope].get(name) is None]
         for name in new:
             changes = self._changes.detectors() if scope is Scope.CAMERA else {}
             self._streams[scope][name] = _Stream(Window(self._windows[scope]), changes)
@@ -213,10 +214,10 @@ class DriftMonitor:
         if sum(len(each.features_BD) for each in self._warm_up) < WARM_UP:
             return None
         reference = DriftReference(
-            torch.cat([each.features_BD for each in self._warm_up]),
-            torch.cat([each.zero_shot_BK for each in self._warm_up]),
-            torch.cat([each.styles_BS for each in self._warm_up]),
-            torch.cat([each.energies_B for each in self._warm_up]),
+            torch.cat([each.features_BD for each in self._warm_up])[:WARM_UP],
+            torch.cat([each.zero_shot_BK for each in self._warm_up])[:WARM_UP],
+            torch.cat([each.styles_BS for each in self._warm_up])[:WARM_UP],
+            torch.cat([each.energies_B for each in self._warm_up])[:WARM_UP],
         )
         self._warm_up.clear()
         return self._adopted(reference)

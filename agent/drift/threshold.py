@@ -23,6 +23,9 @@ STRIDE = 8
 CAUTION = 2.0
 #: Scores are sums of squares and skewed to the right; what chance makes less is none.
 _LEAST_SKEWNESS = 0.05
+#: A reference counts for no more frames than this: one normal day differs from another by more than
+#: the chance that frames of one calibration show.
+MOST_LEFT = 64
 
 Scores = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
@@ -59,7 +62,7 @@ def limits(
     sum_MP = member_MN @ vectors_NP
     null = scores(sum_MP / drawn, (vectors_NP.sum(dim=0) - sum_MP) / left)
     single = scores(vectors_NP, vectors_NP.mean(dim=0))
-    shrunk = (1 / window + 1 / left) / (1 / drawn + 1 / left)
+    shrunk = (1 / window + 1 / min(left, MOST_LEFT)) / (1 / drawn + 1 / left)
     found = {}
     for detector, values_M in null.items():
         usual = float(values_M.double().mean()) * shrunk
@@ -82,8 +85,11 @@ def _quantile(values_M: Tensor, chance: float) -> float:
     freedom = 8 / max(skewness, _LEAST_SKEWNESS) ** 2
     normal = NormalDist().inv_cdf(1 - chance)
     share = 2 / (9 * freedom)
-    chi_square = freedom * (1 - share + normal * share**0.5) ** 3
-    return float(mean + deviation * (chi_square - freedom) / (2 * freedom) ** 0.5)
+    chi_square = freedom * max(0.0, 1 - share + normal * share**0.5) ** 3
+    approximation = float(mean + deviation * (chi_square - freedom) / (2 * freedom) ** 0.5)
+    # Where few draws are far from all others the approximation fails, but those were normal too.
+    seen = max(chance, 2 / len(values_M))
+    return max(approximation, float(values_M.quantile(1 - seen)))
 
 
 def _relative_error(single_N: Tensor) -> float:

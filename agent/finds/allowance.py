@@ -39,6 +39,11 @@ class Allowance:
         bucket.tokens -= 1
         return True
 
+    def give_back(self, camera: str) -> None:
+        """Nothing was kept after all."""
+        bucket = self._bucket(camera)
+        bucket.tokens = min(bucket.tokens + 1, self._per_hour)
+
     def _bucket(self, camera: str) -> _Bucket:
         bucket = self._buckets.get(camera)
         if bucket is None:

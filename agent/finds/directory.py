@@ -102,7 +102,12 @@ class DirectoryStore:
 
     def tend(self) -> None:
         """Delete what is too old or too much."""
+        now = self._now()
         try:
+            for name, held in list(self._held.items()):
+                held.kept_at = min(held.kept_at, now)  # the clock may have been set back
+                if now - held.kept_at > self._max_age_s:
+                    self._delete(name)
             self._make_room(0)
         except OSError as error:
             self._trouble.failed(error)
@@ -164,10 +169,7 @@ class DirectoryStore:
     def _make_room(self, size: int) -> None:
         """Delete until `size` bytes more fit."""
         while self._held:
-            oldest = next(iter(self._held))
-            if self._now() - self._held[oldest].kept_at > self._max_age_s:
-                self._delete(oldest)
-            elif self._bytes + size > self._max_bytes or len(self._held) >= MAX_FRAMES:
+            if self._bytes + size > self._max_bytes or len(self._held) >= MAX_FRAMES:
                 self._delete(
                     min(islice(self._held, OLDEST), key=lambda name: self._held[name].margin)
                 )

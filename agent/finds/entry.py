@@ -10,13 +10,14 @@ import base64
 import hashlib
 import io
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import AwareDatetime, BaseModel, Field, PlainValidator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, PlainValidator
 
 from agent.finds.find import Find
 from agent.sinks.cloudevents import compact, rfc3339, to_event
@@ -93,12 +94,24 @@ class Data(BaseModel):
     embedding: Annotated[NDArray[np.float32], PlainValidator(_embedding)]
 
 
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("a moment that UTC has no date for") from error
+
+
 class Event(BaseModel):
     """What is read of an event."""
 
     id: str
-    time: AwareDatetime
+    time: Annotated[AwareDatetime, AfterValidator(_in_utc)]
     data: Data
+
+
+def is_ours(path: Path) -> bool:
+    """Whether it is a plain file: pipes never end, and links lead to what nobody kept here."""
+    return path.is_file() and not path.is_symlink()
 
 
 def read_event(path: Path) -> Event:
@@ -108,6 +121,8 @@ def read_event(path: Path) -> Event:
         ValueError: it did not make this.
         OSError: the file cannot be read.
     """
+    if not is_ours(path):
+        raise ValueError("not a regular file")
     with path.open("rb") as file:
         content = file.read(_MAX_EVENT_BYTES + 1)
     if len(content) > _MAX_EVENT_BYTES:

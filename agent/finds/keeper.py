@@ -124,6 +124,7 @@ class Keeper:
             self._count(outcome)
             if outcome is Outcome.FAILED:
                 self._seen.forget(find.embedding_D)
+                self._allowance.give_back(find.verdict.camera)
         self._metrics.novelty_held.set(self._store.held_bytes)
 
     def _count(self, outcome: Outcome, finds: int = 1) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.errors import AgentError
-from agent.finds.entry import Event, read_event
+from agent.finds.entry import Event, is_ours, read_event
 
 _AGO = re.compile(r"([0-9]{1,5})([hd])")
 _UNITS = {"h": "hours", "d": "days"}
@@ -72,7 +72,7 @@ def read(
     for done, path in enumerate(paths, start=1):
         picture = path.with_suffix(".jpg")
         try:
-            if picture.is_file():
+            if is_ours(picture):
                 every.append(Kept(read_event(path), picture))
         except (OSError, ValueError):
             pass  # counted below

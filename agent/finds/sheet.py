@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC
 from html import escape
 from itertools import islice
 
@@ -118,7 +117,7 @@ def _figure(kept: Kept) -> str:
         f"{_text(guess.label)} {'?' if guess.probability is None else f'{guess.probability:.0%}'}"
         for guess in data.top[:_GUESSES]
     )
-    moment = kept.event.time.astimezone(UTC)
+    moment = kept.event.time
     return (
         f'<figure><img loading="lazy" alt="" src="data:image/jpeg;base64,{_picture(kept)}">'
         f'<figcaption><b>{guesses}</b><br><span class="margin">margin {data.margin:.2f}</span>'
@@ -136,7 +135,7 @@ def _picture(kept: Kept) -> str:
 
 
 def _span(frames: Sequence[Kept]) -> str:
-    moments = [kept.event.time.astimezone(UTC) for kept in frames]
+    moments = [kept.event.time for kept in frames]
     first, last = (f"{moment:%Y-%m-%d %H:%M}" for moment in (min(moments), max(moments)))
     return first if first == last else f"{first} to {last}"
 

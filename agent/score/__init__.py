@@ -1,1 +1,1 @@
-"""What the agent says beside the label: strangeness of the frame."""
+"""What the agent says beside the label: strangeness of the frame, confidence."""

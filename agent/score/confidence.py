@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agent.adapt.strategy import entropy
+from agent.adapt.strategy import vagueness
 
 #: Patches a side that frames are cut into and put together again in another order; no corruption
 #: that a benchmark shows. The sound frame is the mildest.
@@ -74,7 +74,7 @@ class ConfidenceModel:
         for probability_NK in spoilt:
             top = probability_NK.max(dim=-1)
             tops.append(top.values)
-            vague.append(_vagueness(probability_NK).mean().expand(len(probability_NK)))
+            vague.append(vagueness(probability_NK).mean().expand(len(probability_NK)))
             targets.append(sound_NK.gather(1, top.indices[:, None])[:, 0])
         terms_N3 = _terms(torch.cat(tops), torch.cat(vague)).double().cpu()
         target_N = torch.cat(targets).double().cpu()
@@ -94,7 +94,8 @@ class ConfidenceModel:
         with torch.enable_grad():
             optimizer.step(loss)  # type: ignore[no-untyped-call]
         bias, slope, doubt = weights.detach().tolist()
-        if not all(map(math.isfinite, (bias, slope, doubt))):
+        # Frames that say nothing, such as one frame many times, must not turn sure into unsure.
+        if not all(map(math.isfinite, (bias, slope, doubt))) or slope <= 0:
             return cls()
         return cls(bias, slope, doubt)
 
@@ -114,14 +115,14 @@ class Confidence:
 
         Frames that were not admitted are unknown; they say nothing of their domain.
         """
-        own = _vagueness(probabilities_BK).tolist()
-        for domain, vagueness, is_admitted in zip(domains, own, admitted, strict=True):
+        own = vagueness(probabilities_BK).tolist()
+        for domain, each, is_admitted in zip(domains, own, admitted, strict=True):
             if is_admitted:
-                self._vagueness.setdefault(domain, deque(maxlen=WINDOW)).append(vagueness)
+                self._vagueness.setdefault(domain, deque(maxlen=WINDOW)).append(each)
         usual_B = torch.tensor(
             [
-                fmean(self._vagueness.get(domain, [vagueness]))
-                for domain, vagueness in zip(domains, own, strict=True)
+                fmean(self._vagueness.get(domain, [each]))
+                for domain, each in zip(domains, own, strict=True)
             ]
         )
         confidences: list[float] = self.model(probabilities_BK.amax(dim=-1).cpu(), usual_B).tolist()
@@ -142,10 +143,6 @@ class Confidence:
         """Drop what is known of a domain whose id is used anew, or that is encoded otherwise."""
         self._vagueness.pop(domain, None)
         self._recent.pop(domain, None)
-
-
-def _vagueness(probabilities_BK: Tensor) -> Tensor:
-    return entropy(probabilities_BK) / math.log(probabilities_BK.shape[-1])
 
 
 def _terms(probability_B: Tensor, vagueness_B: Tensor) -> Tensor:

@@ -30,8 +30,11 @@ QUANTILE_FRAMES = 40
 PRIOR = 8
 #: The same for the deviation, which few frames make too small.
 SPREAD_PRIOR = 32
-#: Frames that set the source's threshold when nothing was calibrated.
+#: Frames that set the source's threshold when nothing was calibrated; it then follows its frames as
+#: other domains' do.
 WARM_UP = 64
+#: Scores that are no further apart are one.
+SAME = 1e-4
 
 
 @dataclass(slots=True)
@@ -42,6 +45,11 @@ class Thresholds:
     normal: Normal | None = None
     _warm_up: list[float] = field(default_factory=list)
     _recent: dict[int, deque[float]] = field(default_factory=dict)
+    _calibrated: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Note whether there was a calibration."""
+        self._calibrated = self.normal is not None
 
     def of(self, domain: int) -> float:
         """The threshold in the score's units; infinite until the first frames have set it."""
@@ -49,7 +57,7 @@ class Thresholds:
             return math.inf
         base = self.normal.threshold(self.false_alarm_rate)
         recent = self._recent.get(domain)
-        if domain == SOURCE or not recent:
+        if not recent or (domain == SOURCE and self._calibrated):
             return base
         middle = median(recent)
         spread = median(abs(value - middle) for value in recent) / self.normal.deviation
@@ -65,11 +73,13 @@ class Thresholds:
         """Take in a batch's scores, of flagged frames too: the median bears with them."""
         for domain, value in zip(domains, scores_B.tolist(), strict=True):
             if self.normal is None:
-                self._warm_up.append(value)
+                # A camera at rest gives one score again and again, which says nothing of others.
+                if all(abs(value - other) > SAME for other in self._warm_up):
+                    self._warm_up.append(value)
                 if len(self._warm_up) >= WARM_UP:
                     self.normal = Normal.of(torch.tensor(self._warm_up))
                     self._warm_up.clear()
-            elif domain != SOURCE:
+            elif domain != SOURCE or not self._calibrated:
                 self._recent.setdefault(domain, deque(maxlen=WINDOW)).append(value)
 
     def standard(self, score: float) -> float:

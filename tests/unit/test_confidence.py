@@ -46,6 +46,12 @@ def test_with_hardly_any_frames_it_stays_near_the_softmax():
     assert model(torch.tensor([0.7]), torch.tensor([0.0])).item() == pytest.approx(0.7, abs=0.12)
 
 
+def test_frames_that_are_all_one_do_not_turn_sure_into_unsure():
+    sound = answers([0.9]).roll(1, dims=1).expand(500, -1)
+    model = ConfidenceModel.fit(sound, [answers([0.3] * 500).roll(1, dims=1), answers([0.9] * 500)])
+    assert model.slope > 0
+
+
 def test_without_a_calibration_it_is_the_softmax():
     found = ConfidenceModel()(torch.tensor([0.2, 0.9]), torch.tensor([0.1, 0.8]))
     assert found.tolist() == pytest.approx([0.2, 0.9])

@@ -116,6 +116,18 @@ def test_old_frames_go_also_when_nothing_new_comes(opened, clock):
     assert offsets(store) == [1]
 
 
+def test_a_clock_that_was_ahead_keeps_nothing_for_longer(opened, clock):
+    store = opened()
+    clock.advance(30 * DAY_S)
+    put(store, find(0))
+    clock.advance(-30 * DAY_S)
+    put(store, find(1))
+    store.tend()
+    clock.advance(DAY_S + 1)
+    store.tend()
+    assert offsets(store) == []
+
+
 def test_a_restart_goes_on_with_what_is_there(opened, clock):
     first = opened()
     put(first, find(0, thing=0), find(1, thing=1))

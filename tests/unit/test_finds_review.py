@@ -1,3 +1,5 @@
+import json
+import os
 import re
 import shutil
 import sys
@@ -155,6 +157,22 @@ def test_bad_files_are_counted_and_the_rest_is_shown(keep, review, folder):
     code, _, page = review()
     assert code == 0
     assert "6 files could not be read" in page
+
+
+def test_pipes_links_and_impossible_times_are_bad_files(keep, review, folder, tmp_path):
+    keep(find(1), find(2, thing=1), find(3, thing=2))
+    one, two, three = sorted(folder.glob("*.json"))
+    one.unlink()
+    os.mkfifo(one)
+    secret = tmp_path / "secret"
+    secret.write_text("do not mail this")
+    two.with_suffix(".jpg").unlink()
+    two.with_suffix(".jpg").symlink_to(secret)
+    _, _, page = review()
+    assert "2 files could not be read" in page
+    fields = json.loads(three.read_text()) | {"time": "0001-01-01T00:00:00+10:00"}
+    three.write_text(json.dumps(fields))
+    assert review()[0] == cli.EXIT_ERROR
 
 
 def test_an_empty_or_missing_folder_is_told(review, folder):

@@ -109,6 +109,20 @@ def test_what_is_forgotten_starts_anew():
     assert thresholds.of(NIGHT) == thresholds.of(SOURCE)
 
 
+def test_without_calibration_a_camera_at_rest_sets_nothing():
+    thresholds = Thresholds(0.05)
+    thresholds.observe([SOURCE] * 500, torch.full((500,), -20.0))
+    assert thresholds.of(SOURCE) == math.inf
+
+
+def test_without_calibration_the_source_follows_its_frames():
+    thresholds = Thresholds(0.05)
+    thresholds.observe([SOURCE] * WARM_UP, -20 + 0.01 * normal(WARM_UP, 0, mean=0))
+    varied = normal(WINDOW, 1)
+    thresholds.observe([SOURCE] * WINDOW, varied)
+    assert float((varied > thresholds.of(SOURCE)).float().mean()) < 0.1
+
+
 def test_without_calibration_the_first_frames_set_it():
     thresholds = Thresholds(0.05)
     thresholds.observe([SOURCE] * (WARM_UP - 1), normal(WARM_UP - 1, 0))
