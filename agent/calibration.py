@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +214,7 @@ def calibrate(
         progress(min(start + BATCH, len(images)), total)
     features_ND, views_ND = torch.cat(features), torch.cat(views)
     temperature = fit_temperature(zero_shot.logits(features_ND), zero_shot.logits(views_ND))
-    tempered = replace(zero_shot, scale=zero_shot.scale / temperature)
+    tempered = zero_shot.tempered(temperature)
     logits_NK = tempered.logits(features_ND)
     probabilities_NK = logits_NK.softmax(dim=-1)
     styles_NS = torch.cat(styles).cpu()

@@ -35,6 +35,22 @@ ConfigFile = Annotated[
     Path, typer.Argument(metavar="FILE", help="The YAML file that steers the agent.")
 ]
 
+# What benchmarks share.
+Photographs = Annotated[
+    Path,
+    typer.Argument(
+        exists=True, file_okay=False, help="Photographs, labelled by sub-folder or file name."
+    ),
+]
+ModelName = Annotated[
+    str, typer.Option(help="As model.name in the configuration; or local-dir:FOLDER.")
+]
+Pretrained = Annotated[
+    str | None, typer.Option(help="As model.pretrained: a hub tag or a checkpoint file.")
+]
+Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
+Cache = Annotated[Path, typer.Option(help="Folder for corrupted images.")]
+
 
 def main() -> None:
     """Run the command line; an error the agent raises on purpose is told without a traceback."""
@@ -155,34 +171,23 @@ def demo(
 
 @app.command()
 def bench(
-    images: Annotated[
-        Path,
-        typer.Argument(
-            exists=True, file_okay=False, help="Photographs, labelled by sub-folder or file name."
-        ),
-    ],
+    images: Photographs,
     suite: Annotated[
         list[str] | None, typer.Option(help="A stream; may be given again. [default: continual]")
     ] = None,
     competitor: Annotated[
         list[str] | None, typer.Option(help="Who runs; may be given again. [default: everyone]")
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="As model.name in the configuration; or local-dir:FOLDER.")
-    ] = "offline",
-    pretrained: Annotated[
-        str | None, typer.Option(help="As model.pretrained: a hub tag or a checkpoint file.")
-    ] = None,
+    model: ModelName = "offline",
+    pretrained: Pretrained = None,
     labels: Annotated[str, typer.Option(help="all, or fleet: 20 groups.")] = "all",
     frames: Annotated[
         int, typer.Option(min=0, help="Frames of each phase; 0 shows every photograph once.")
     ] = 0,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    precision: Precision = "fp32",
     seed: Annotated[int, typer.Option(help="Seed of streams and competitors.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for tables.")] = Path("bench-out"),
-    cache: Annotated[Path, typer.Option(help="Folder for corrupted images.")] = Path(
-        "~/.cache/streaming-tta-agent"
-    ),
+    cache: Cache = Path("~/.cache/streaming-tta-agent"),
 ) -> None:
     """Compare the agent with doing nothing and with published methods, on corrupted streams.
 
@@ -221,27 +226,16 @@ def bench(
 
 @app.command(name="bench-drift")
 def bench_drift(
-    images: Annotated[
-        Path,
-        typer.Argument(
-            exists=True, file_okay=False, help="Photographs, labelled by sub-folder or file name."
-        ),
-    ],
-    model: Annotated[
-        str, typer.Option(help="As model.name in the configuration; or local-dir:FOLDER.")
-    ] = "offline",
-    pretrained: Annotated[
-        str | None, typer.Option(help="As model.pretrained: a hub tag or a checkpoint file.")
-    ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    images: Photographs,
+    model: ModelName = "offline",
+    pretrained: Pretrained = None,
+    precision: Precision = "fp32",
     frames: Annotated[
         int, typer.Option(min=1000, help="Stationary frames in which false alarms are counted.")
     ] = 50_000,
     seed: Annotated[int, typer.Option(help="Seed of streams and of the agent.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for tables and pictures.")] = Path("bench-out"),
-    cache: Annotated[Path, typer.Option(help="Folder for corrupted images.")] = Path(
-        "~/.cache/streaming-tta-agent"
-    ),
+    cache: Cache = Path("~/.cache/streaming-tta-agent"),
 ) -> None:
     """Measure the drift metrics: delay after an onset, false alarms, severity and cost.
 
@@ -257,39 +251,35 @@ def bench_drift(
             f"the benchmark needs {error.name}: pip install 'streaming-tta-agent[bench]'"
         ) from error
     options = DriftBenchOptions(
-        images, model, pretrained, precision, frames, seed, out, cache.expanduser()
+        images=images,
+        model=model,
+        pretrained=pretrained,
+        precision=precision,
+        frames=frames,
+        seed=seed,
+        out=out,
+        cache=cache.expanduser(),
     )
     run_bench_drift(options, Console())
 
 
 @app.command()
 def bench_unknown(
-    images: Annotated[
-        Path,
-        typer.Argument(
-            exists=True, file_okay=False, help="Photographs, labelled by sub-folder or file name."
-        ),
-    ],
+    images: Photographs,
     suite: Annotated[
         list[str] | None,
         typer.Option(help="A stream; may be given again. [default: continual, mixed, correlated]"),
     ] = None,
     severity: Annotated[int, typer.Option(min=1, max=5, help="Of the corruptions.")] = 3,
-    model: Annotated[
-        str, typer.Option(help="As model.name in the configuration; or local-dir:FOLDER.")
-    ] = "offline",
-    pretrained: Annotated[
-        str | None, typer.Option(help="As model.pretrained: a hub tag or a checkpoint file.")
-    ] = None,
+    model: ModelName = "offline",
+    pretrained: Pretrained = None,
     frames: Annotated[
         int, typer.Option(min=0, help="Frames of each phase; 0 shows every photograph once.")
     ] = 0,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    precision: Precision = "fp32",
     seed: Annotated[int, typer.Option(help="Seed of streams and splits.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for tables.")] = Path("bench-out"),
-    cache: Annotated[Path, typer.Option(help="Folder for corrupted images.")] = Path(
-        "~/.cache/streaming-tta-agent"
-    ),
+    cache: Cache = Path("~/.cache/streaming-tta-agent"),
 ) -> None:
     """Measure how well the unknown is told, and what the agent's confidence is worth.
 

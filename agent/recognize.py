@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from agent.adapt.budget import Budget
 from agent.adapt.domains import Assignment, DomainMemory
 from agent.adapt.fit import Fit
 from agent.adapt.guard import Guard, Reason
-from agent.adapt.strategy import Observation, Strategy, ZeroShot, vagueness
+from agent.adapt.strategy import Observation, Strategy, ZeroShot, normalised_entropy
 from agent.adapt.style import style
 from agent.drift.monitor import DriftMonitor
 from agent.drift.reading import publish
@@ -132,16 +132,12 @@ class Recognizer:
             confidence = self._confidence.observe(domains, probabilities_BK, admitted_B.tolist())
             self._watch(frames, assigned, judged, probabilities_BK)
             self._watch_scores(domains, judged, confidence)
-            self._protect(set(domains))
+            self._protect(dict(zip(domains, judged.thresholds_B.tolist(), strict=True)))
         with self._stage("drift", stages):
             readings = self._drift.observe(
                 [cameras[row] for row in sound],
-                Seen(
-                    features_BD[sound],
-                    zero_shot_BK[sound],
-                    probabilities_BK[sound],
-                    styles_BS[sound],
-                    judged.energies_B[sound],
+                Seen(features_BD, zero_shot_BK, probabilities_BK, styles_BS, judged.energies_B).of(
+                    sound
                 ),
             )
             publish(readings, self._metrics)
@@ -318,8 +314,9 @@ class Recognizer:
         self._confidence.forget(domain)
         self._fit.forget(domain)
 
-    def _protect(self, domains: set[int]) -> None:
-        for domain in domains:
+    def _protect(self, thresholds: Mapping[int, float]) -> None:
+        """`thresholds` are those of the domains that were seen."""
+        for domain, threshold in thresholds.items():
             reason = self._guard.verdict(domain, self._strategy.distance(domain))
             if reason is not None:
                 _log.warning(
@@ -330,9 +327,8 @@ class Recognizer:
                 self._metrics.adapter_resets.labels(reason).inc()
             self._metrics.adapter_distance.labels(domain).set(self._strategy.distance(domain))
             self._metrics.adapter_agreement.labels(domain).set(self._guard.agreement(domain))
-            thresholds = self._judge.thresholds
-            threshold = thresholds.standard(thresholds.of(domain))
-            self._metrics.novelty_threshold.labels(domain).set(threshold)
+            height = self._judge.thresholds.standard(threshold)
+            self._metrics.novelty_threshold.labels(domain).set(height)
             self._metrics.expected_accuracy.labels(domain).set(self._confidence.usual(domain))
 
     def _watch(
@@ -343,7 +339,7 @@ class Recognizer:
         probabilities_BK: Tensor,
     ) -> None:
         metrics = self._metrics
-        entropies = vagueness(probabilities_BK).tolist()
+        entropies = normalised_entropy(probabilities_BK).tolist()
         for frame, where, value, unknown, spread in zip(
             frames,
             assigned,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import ClassVar, Protocol
@@ -39,6 +39,10 @@ class ZeroShot:
     def text_KD(self) -> Tensor:
         """The zero-shot template ensemble: the normalised mean over the templates."""
         return F.normalize(self.templates_TKD.mean(dim=0), dim=-1)
+
+    def tempered(self, temperature: float) -> ZeroShot:
+        """The same labels with logits that are divided by `temperature`."""
+        return replace(self, scale=self.scale / temperature)
 
     def logits(self, features_BD: Tensor) -> Tensor:
         """Logits (B, K) of the zero-shot prompt."""
@@ -133,7 +137,7 @@ class Strategy(Protocol):
         """
 
 
-def vagueness(probabilities_BK: Tensor) -> Tensor:
+def normalised_entropy(probabilities_BK: Tensor) -> Tensor:
     """Entropy along the last axis, as a share of the highest there can be."""
     return entropy(probabilities_BK) / math.log(probabilities_BK.shape[-1])
 

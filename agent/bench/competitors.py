@@ -57,11 +57,7 @@ class AgentCompetitor:
     def __init__(
         self, arena: Arena, strategy: str, batch: int, ablation: Ablation = NOTHING
     ) -> None:
-        labels = ZeroShot(
-            arena.zero_shot.labels,
-            arena.zero_shot.templates_TKD,
-            arena.zero_shot.scale / arena.normal.temperature,
-        )
+        labels = arena.zero_shot.tempered(arena.normal.temperature)
         adapt = {"strategy": strategy, "seed": arena.seed}
         config = Config.model_validate(
             {

@@ -4,43 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 
-from agent import encode
-from agent.adapt.strategy import ZeroShot
 from agent.assemble import zero_shot
 from agent.bench import drift_report as report
-from agent.bench import pool as pools
 from agent.bench.corruptions import IMAGENET_C
 from agent.bench.drift_lab import TRIALS, Lab
 from agent.bench.drift_picture import write_severity, write_timeline
 from agent.bench.drift_streams import BATCH, STEPS
 from agent.bench.drift_watch import AgentWatch, Encoded
-from agent.bench.label_sets import LabelSet, labelling
 from agent.bench.pool import CLEAR, Condition
-from agent.bench.run import calibrated, chosen_model
+from agent.bench.setting import Options, calibrated, make_folder, opened
 from agent.calibration import word_features
-from agent.errors import AgentError
 
 #: Onsets timed of each condition where frames are encoded once, each on other photographs.
 REPEATS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class DriftBenchOptions:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftBenchOptions(Options):
     """What to measure on; `frames` are the stationary ones in which false alarms are counted."""
 
-    images: Path
-    model: str
-    pretrained: str | None
-    precision: str
     frames: int
-    seed: int
-    out: Path
-    cache: Path
 
 
 def run_bench_drift(options: DriftBenchOptions, console: Console) -> None:
@@ -52,10 +39,7 @@ def run_bench_drift(options: DriftBenchOptions, console: Console) -> None:
     Raises:
         AgentError: the images, the model or the folder will not do.
     """
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AgentError(f"cannot write to {options.out}: {error.strerror}") from error
+    make_folder(options.out)
     written: list[str] = []
 
     def write(text: str) -> None:
@@ -88,22 +72,13 @@ def run_bench_drift(options: DriftBenchOptions, console: Console) -> None:
 
 
 def _lab(options: DriftBenchOptions, progress: Progress) -> Lab:
-    model = chosen_model(options.model, options.pretrained, options.precision)
-    encoder = encode.load(model)
-    names = labelling(LabelSet.ALL, options.images)
-    pool = pools.load(
-        options.images,
-        encoder.preprocess.size,
-        encoder.preprocess.crop_ratio,
-        options.cache,
-        truth=names.truth,
-        seed=options.seed,
-    )
-    model = model.model_copy(update={"labels": list(names.labels)})
+    setting = opened(options)
+    encoder, pool = setting.encoder, setting.pool
+    model = setting.base.model_copy(update={"labels": list(setting.names.labels)})
     plain = zero_shot(encoder, model)
     words_VD = word_features(encoder, model.templates[0])
     normal = calibrated(encoder, model, pool, words_VD, frozenset())
-    labels = ZeroShot(plain.labels, plain.templates_TKD, plain.scale / normal.temperature)
+    labels = plain.tempered(normal.temperature)
     conditions = [
         CLEAR,
         *(Condition(name, step) for name in IMAGENET_C for step in sorted(set(STEPS))),

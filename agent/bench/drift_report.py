@@ -10,6 +10,7 @@ import numpy as np
 from agent.bench.drift_lab import Outcome
 from agent.bench.drift_streams import STEPS
 from agent.bench.drift_trials import spearman
+from agent.bench.report import grid
 from agent.drift.reading import DETECTORS, Scope
 from agent.drift.statistics import DISTANCES
 
@@ -84,6 +85,4 @@ def _frames(delays: Sequence[float]) -> str:
 
 
 def _section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["-"] * len(head), *rows]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"## {title}\n\n{body}\n"
+    return f"## {title}\n\n{grid(head, rows)}"

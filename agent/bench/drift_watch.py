@@ -20,7 +20,7 @@ from agent.drift.seen import Seen
 from agent.encode import Encoder
 from agent.metrics import Metrics
 from agent.recognize import Recognizer
-from agent.score.ood import energy
+from agent.score.ood import ablated_energy
 from agent.types import Frame, FrameId, Record
 
 CAMERA = "camera-0"
@@ -104,7 +104,9 @@ class FrozenWatch:
         logits_BK = self._encoded.zero_shot.logits(features_BD)
         probabilities_BK = logits_BK.softmax(dim=-1)
         styles_BS = self._encoded.styles_NS[take.condition][take.photos]
-        seen = Seen(features_BD, probabilities_BK, probabilities_BK, styles_BS, energy(logits_BK))
+        seen = Seen(
+            features_BD, probabilities_BK, probabilities_BK, styles_BS, ablated_energy(logits_BK)
+        )
         publish(self._monitor.observe([CAMERA] * len(take.photos), seen), self.metrics)
 
 

@@ -31,6 +31,11 @@ def table(scores: Sequence[Score]) -> Table:
 def markdown(scores: Sequence[Score]) -> str:
     """The same table for a document."""
     head, *rows = _cells(scores)
+    return grid(head, rows)
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["-"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
 
 from agent import __version__, encode
 from agent.assemble import zero_shot
@@ -23,11 +20,11 @@ from agent.bench import report
 from agent.bench.ablations import ABLATIONS
 from agent.bench.arena import Score, play
 from agent.bench.competitors import COMPETITORS, Arena, competitor
-from agent.bench.label_sets import LabelSet, labelling
+from agent.bench.label_sets import LabelSet
 from agent.bench.picture import write_picture
+from agent.bench.setting import Options, calibrated, corrupted, make_folder, one_of, opened
 from agent.bench.suites import SUITES, Suite
-from agent.calibration import Calibration, calibrate, subject_of, word_features
-from agent.config import ModelConfig
+from agent.calibration import word_features
 from agent.errors import AgentError
 
 #: Competitors that keep nothing from one batch to the next and take long: shown every n-th frame.
@@ -35,24 +32,17 @@ from agent.errors import AgentError
 EPISODIC = {"tpt": 31}
 
 
-@dataclass(frozen=True, slots=True)
-class BenchOptions:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions(Options):
     """What to compare, and on what.
 
     `frames` is of each phase; 0 shows every photograph once. No competitors are all of them.
     """
 
-    images: Path
-    model: str
-    pretrained: str | None
     suites: Sequence[str]
     competitors: Sequence[str]
     label_set: str
     frames: int
-    precision: str
-    seed: int
-    out: Path
-    cache: Path
 
 
 def run_bench(options: BenchOptions, console: Console) -> None:
@@ -64,18 +54,8 @@ def run_bench(options: BenchOptions, console: Console) -> None:
     one_of(options.suites, "suite", SUITES)
     one_of(options.competitors, "competitor", [*COMPETITORS, *ABLATIONS])
     one_of([options.label_set], "label set", list(LabelSet))
-    base = chosen_model(options.model, options.pretrained, options.precision)
-    encoder = encode.load(base)
-    names = labelling(LabelSet(options.label_set), options.images)
-    preprocess = encoder.preprocess
-    pool = pools.load(
-        options.images,
-        preprocess.size,
-        preprocess.crop_ratio,
-        options.cache,
-        truth=names.truth,
-        seed=options.seed,
-    )
+    setting = opened(options, LabelSet(options.label_set))
+    base, encoder, names, pool = setting.base, setting.encoder, setting.names, setting.pool
     frames = options.frames or len(pool.stream)
     suites = [
         SUITES[name](pool, frames, np.random.default_rng(options.seed)) for name in options.suites
@@ -86,10 +66,7 @@ def run_bench(options: BenchOptions, console: Console) -> None:
     competitors = options.competitors or COMPETITORS
     scores: list[Score] = []
     written: list[str] = []
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AgentError(f"cannot write to {options.out}: {error.strerror}") from error
+    make_folder(options.out)
     for suite in suites:
         labels = [label for label in names.labels if label not in suite.held_out]
         if len(labels) < 2:
@@ -114,51 +91,6 @@ def run_bench(options: BenchOptions, console: Console) -> None:
             write_picture(own, report.BASELINE, options.out / f"{suite.name}.png")
         written.append(f"## {suite.name}\n\n{report.markdown(own)}")
         (options.out / "bench.md").write_text("\n".join(written))
-
-
-def chosen_model(name: str, pretrained: str | None, precision: str) -> ModelConfig:
-    """The model that the command line names, with the default labels.
-
-    Raises:
-        AgentError: there is no such model or precision.
-    """
-    one_of([precision], "precision", ["fp32", "bf16", "fp16"])
-    try:
-        return ModelConfig(
-            name=name,
-            pretrained=pretrained,
-            precision=precision,  # type: ignore[arg-type]  # it was looked up
-        )
-    except ValidationError as error:
-        raise AgentError(str(error.errors()[0]["msg"])) from error
-
-
-def one_of(names: Sequence[str], what: str, known: Iterable[str]) -> None:
-    """Raise `AgentError` for a name that is not known."""
-    for name in names:
-        if name not in known:
-            raise AgentError(f"there is no {what} {name!r}; there are: {', '.join(known)}")
-
-
-def corrupted(pool: pools.Pool, conditions: Iterable[pools.Condition], console: Console) -> None:
-    """Make the pictures of every condition, with a progress bar."""
-    conditions = list(dict.fromkeys(conditions))
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("corrupting", total=len(conditions))
-        pools.prepare(pool, conditions, lambda: progress.advance(task))
-
-
-def calibrated(
-    encoder: encode.Encoder,
-    model: ModelConfig,
-    pool: pools.Pool,
-    words_VD: Tensor,
-    held_out: frozenset[str],
-) -> Calibration:
-    """On photographs of what the labels name: an ordinary day."""
-    images = [pool.pixels[i] for i in pool.calibration if pool.labels[i] not in held_out]
-    subject = subject_of(encoder, model)
-    return calibrate(encoder, zero_shot(encoder, model), images, words_VD, subject)
 
 
 def _score(name: str, suite: Suite, pool: pools.Pool, arena: Arena, progress: Progress) -> Score:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +103,7 @@ def features(encoder: Encoder, images: NDArray[np.uint8]) -> Tensor:
 
 def novelty(calibration: Calibration, labels: ZeroShot) -> Novelty:
     """The scores under a calibration; `labels` have temperature 1."""
-    tempered = replace(labels, scale=labels.scale / calibration.temperature)
+    tempered = labels.tempered(calibration.temperature)
     return Novelty(tempered, calibration.temperature, calibration.negatives_MD, calibration.normal)
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,18 +18,23 @@ from torch import Tensor
 from agent import encode
 from agent.adapt.strategy import ZeroShot
 from agent.assemble import zero_shot
-from agent.bench import pool as pools
-from agent.bench import unknown, unknown_picture
+from agent.bench import report, unknown, unknown_picture
 from agent.bench.competitors import AgentCompetitor, Arena
 from agent.bench.corruptions import IMAGENET_C
-from agent.bench.label_sets import LabelSet, labelling
 from agent.bench.pool import CLEAR, Condition
-from agent.bench.run import calibrated, chosen_model, corrupted, one_of
+from agent.bench.setting import (
+    Options,
+    Setting,
+    calibrated,
+    corrupted,
+    make_folder,
+    one_of,
+    opened,
+)
 from agent.bench.suites import SUITES, Suite
 from agent.bench.unknown import Separation, Told, together
 from agent.calibration import Calibration, word_features
 from agent.config import Config, ModelConfig
-from agent.errors import AgentError
 from agent.score.negatives import mine
 from agent.score.novelty import Score
 
@@ -40,20 +44,13 @@ SAME = 0.9
 SHARE = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownOptions:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownOptions(Options):
     """What to measure, on what. `frames` is of each phase; 0 shows every photograph once."""
 
-    images: Path
-    model: str
-    pretrained: str | None
     suites: Sequence[str]
     severity: int
     frames: int
-    precision: str
-    seed: int
-    out: Path
-    cache: Path
 
 
 def run_unknown(options: UnknownOptions, console: Console) -> None:
@@ -63,33 +60,22 @@ def run_unknown(options: UnknownOptions, console: Console) -> None:
         AgentError: the images, the model or a name will not do.
     """
     one_of(options.suites, "suite", SUITES)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AgentError(f"cannot write to {options.out}: {error.strerror}") from error
-    bench = _Bench(options, console)
+    make_folder(options.out)
+    bench = _Bench(options, opened(options), console)
     tables = [bench.scores(), bench.alarms(), bench.confidence()]
-    (options.out / "unknown.md").write_text("\n\n".join(_markdown(table) for table in tables))
+    (options.out / "unknown.md").write_text("\n".join(_markdown(table) for table in tables))
 
 
 class _Bench:
     """The photographs, the model, and what was found so far."""
 
-    def __init__(self, options: UnknownOptions, console: Console) -> None:
+    def __init__(self, options: UnknownOptions, setting: Setting, console: Console) -> None:
         self._options = options
         self._console = console
-        self._base = chosen_model(options.model, options.pretrained, options.precision)
-        self._encoder = encode.load(self._base)
-        self._names = labelling(LabelSet.ALL, options.images)
-        preprocess = self._encoder.preprocess
-        self._pool = pools.load(
-            options.images,
-            preprocess.size,
-            preprocess.crop_ratio,
-            options.cache,
-            truth=self._names.truth,
-            seed=options.seed,
-        )
+        self._base = setting.base
+        self._encoder = setting.encoder
+        self._names = setting.names
+        self._pool = setting.pool
         self._words_VD = word_features(self._encoder, self._base.templates[0])
         storm = [Condition(name, options.severity) for name in IMAGENET_C]
         self._conditions = [CLEAR, *storm]
@@ -314,5 +300,5 @@ def _triple(one: Separation) -> str:
 def _markdown(table: Table) -> str:
     heads = [str(column.header) for column in table.columns]
     rows = zip(*(list(column.cells) for column in table.columns), strict=True)
-    lines = [heads, ["-"] * len(heads), *([str(cell) for cell in row] for row in rows)]
-    return f"## {table.title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    cells = [[str(cell) for cell in row] for row in rows]
+    return f"## {table.title}\n\n{report.grid(heads, cells)}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -39,19 +38,16 @@ class Seen:
 
     def finite(self) -> tuple[list[int], Seen]:
         """The rows without a number that is not finite, on the CPU in full precision."""
-        parts = [
-            each.detach().float().cpu()
-            for each in (
-                self.features_BD,
-                self.zero_shot_BK,
-                self.adapted_BK,
-                self.styles_BS,
-                self.energies_B[:, None],
-            )
-        ]
-        sound_B = torch.stack([each.isfinite().all(dim=-1) for each in parts]).all(dim=0)
-        features_BD, zero_shot_BK, adapted_BK, styles_BS, energies_B1 = (
-            each[sound_B] for each in parts
+        parts = (
+            self.features_BD,
+            self.zero_shot_BK,
+            self.adapted_BK,
+            self.styles_BS,
+            self.energies_B,
         )
+        here = Seen(*(each.detach().float().cpu() for each in parts))
+        sound_B = here.energies_B.isfinite()
+        for each in (here.features_BD, here.zero_shot_BK, here.adapted_BK, here.styles_BS):
+            sound_B = sound_B & each.isfinite().all(dim=-1)
         rows: list[int] = sound_B.nonzero().flatten().tolist()
-        return rows, Seen(features_BD, zero_shot_BK, adapted_BK, styles_BS, energies_B1[:, 0])
+        return rows, here.of(rows)

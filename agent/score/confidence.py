@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agent.adapt.strategy import vagueness
+from agent.adapt.strategy import normalised_entropy
 
 #: Patches a side that frames are cut into and put together again in another order; no corruption
 #: that a benchmark shows. The sound frame is the mildest.
@@ -74,7 +74,7 @@ class ConfidenceModel:
         for probability_NK in spoilt:
             top = probability_NK.max(dim=-1)
             tops.append(top.values)
-            vague.append(vagueness(probability_NK).mean().expand(len(probability_NK)))
+            vague.append(normalised_entropy(probability_NK).mean().expand(len(probability_NK)))
             targets.append(sound_NK.gather(1, top.indices[:, None])[:, 0])
         terms_N3 = _terms(torch.cat(tops), torch.cat(vague)).double().cpu()
         target_N = torch.cat(targets).double().cpu()
@@ -115,7 +115,7 @@ class Confidence:
 
         Frames that were not admitted are unknown; they say nothing of their domain.
         """
-        own = vagueness(probabilities_BK).tolist()
+        own = normalised_entropy(probabilities_BK).tolist()
         for domain, each, is_admitted in zip(domains, own, admitted, strict=True):
             if is_admitted:
                 self._vagueness.setdefault(domain, deque(maxlen=WINDOW)).append(each)
