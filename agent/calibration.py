@@ -38,16 +38,14 @@ from agent.drift.statistics import DriftReference
 from agent.encode import Encoder
 from agent.errors import InvalidConfig
 from agent.score import negatives
-from agent.score.confidence import GRIDS, ConfidenceModel, shuffled
+from agent.score.confidence import GRIDS, MAX_DOUBT, ConfidenceModel, shuffled
 from agent.score.novelty import MEMBERS, Normal, Novelty, Score
 
-FORMAT = "tta-calibration-6"
+FORMAT = "tta-calibration-7"
 #: Fewer frames than this say too little of what is normal.
 MIN_FRAMES = 16
 #: The lowest temperature that is tried; the highest is its inverse.
 COLDEST = 1 / 20
-#: Beyond this a weight of the confidence comes from no fit.
-MAX_WEIGHT = 1e3
 #: Frames kept for the drift reference.
 MAX_FEATURES = 1024
 #: Frames that are spoilt to learn what answers are worth.
@@ -79,8 +77,7 @@ class Calibration:
         tensors = {
             "negatives": self.negatives_MD.half(),
             "confidence": torch.tensor(
-                [self.confidence.bias, self.confidence.slope, self.confidence.doubt],
-                dtype=torch.float64,
+                [self.confidence.doubt, self.confidence.usual], dtype=torch.float64
             ),
             "style.mean": self.reference.style.mean,
             "style.whitening": self.reference.style.whitening,
@@ -298,10 +295,10 @@ def _confidence(
 
 
 def _confidence_model(weights: Tensor) -> ConfidenceModel:
-    bias, slope, doubt = weights.tolist()
-    if weights.ndim != 1 or slope <= 0 or weights.abs().max() > MAX_WEIGHT:
+    doubt, usual = weights.tolist()
+    if not 0 <= doubt <= MAX_DOUBT or not 0 <= usual <= 1:
         raise ValueError("its confidence makes no sense")
-    return ConfidenceModel(bias, slope, doubt)
+    return ConfidenceModel(doubt, usual)
 
 
 def _negatives(tensors: dict[str, Tensor]) -> Tensor:

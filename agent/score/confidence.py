@@ -8,7 +8,6 @@ sound frame in the label's place.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,9 +24,12 @@ from agent.adapt.strategy import normalised_entropy
 GRIDS = (1, 2, 4, 7)
 #: Frames of a domain that its vagueness is the mean over.
 WINDOW = 64
-#: Weight of the belief that the softmax is right, in frames.
-_PRIOR = 8.0
+#: The most that is believed of answers: then the vaguest domain's are worth nothing.
+MAX_DOUBT = 100.0
+#: Precision of the belief that the softmax is right: it decides where frames are few or all alike.
+_PRIOR = 0.3
 _FURTHEST = 1e-4
+_EXACT = 1e-6
 
 
 def shuffled(pixels_BCHW: Tensor, grid: int, generator: torch.Generator) -> Tensor:
@@ -48,56 +50,49 @@ def shuffled(pixels_BCHW: Tensor, grid: int, generator: torch.Generator) -> Tens
 
 @dataclass(frozen=True, slots=True)
 class ConfidenceModel:
-    """σ(bias + slope · logit(p) + doubt · vagueness): p is the first label's softmax.
+    """σ(logit(p) − doubt · max(0, vagueness − usual)): p is the first label's softmax.
 
     Vagueness is the mean entropy of the domain's recent answers, as a share of the highest there
-    can be.
+    can be; `usual` is what it is on normal frames, whose softmax temperature scaling already made
+    honest.
     """
 
-    bias: float = 0.0
-    slope: float = 1.0
     doubt: float = 0.0
+    usual: float = 0.0
 
     def __call__(self, probability_B: Tensor, vagueness_B: Tensor) -> Tensor:
         """Probability (B,) of being right."""
-        weights = torch.tensor([self.bias, self.slope, self.doubt], device=probability_B.device)
-        return torch.sigmoid(_terms(probability_B, vagueness_B) @ weights)
+        excess_B = (vagueness_B - self.usual).clamp_min(0)
+        return torch.sigmoid(_logit(probability_B) - self.doubt * excess_B)
 
     @classmethod
     def fit(cls, sound_NK: Tensor, spoilt: Sequence[Tensor]) -> ConfidenceModel:
         """Fit to the probabilities of frames as they are and spoilt ever more, (N, K) each.
 
         Logistic regression of the probability that the sound frame's answer gives to the label that
-        the spoilt one's puts first.
+        the spoilt one's puts first. Doubt is never negative: vaguer answers are not worth more.
         """
-        tops, vague, targets = [], [], []
+        usual = float(normalised_entropy(sound_NK).mean())
+        certain, excess, targets = [], [], []
         for probability_NK in spoilt:
             top = probability_NK.max(dim=-1)
-            tops.append(top.values)
-            vague.append(normalised_entropy(probability_NK).mean().expand(len(probability_NK)))
+            certain.append(_logit(top.values))
+            vagueness = normalised_entropy(probability_NK).mean() - usual
+            excess.append(vagueness.clamp_min(0).expand(len(probability_NK)))
             targets.append(sound_NK.gather(1, top.indices[:, None])[:, 0])
-        terms_N3 = _terms(torch.cat(tops), torch.cat(vague)).double().cpu()
-        target_N = torch.cat(targets).double().cpu()
-        believed = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
-        weights = believed.clone().requires_grad_()
-        optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+        certain_N, excess_N = torch.cat(certain).double(), torch.cat(excess).double()
+        target_N = torch.cat(targets).double()
 
-        def loss() -> float:
-            optimizer.zero_grad()
-            misfit = F.binary_cross_entropy_with_logits(
-                terms_N3 @ weights, target_N, reduction="sum"
-            )
-            total = misfit + _PRIOR / 2 * (weights - believed).square().sum()
-            total.backward()  # type: ignore[no-untyped-call]
-            return float(total.detach())
+        def slope(doubt: float) -> float:
+            """Of the penalised loss, which is convex in doubt."""
+            believed_N = torch.sigmoid(certain_N - doubt * excess_N)
+            return float(((target_N - believed_N) * excess_N).sum()) + _PRIOR * doubt
 
-        with torch.enable_grad():
-            optimizer.step(loss)  # type: ignore[no-untyped-call]
-        bias, slope, doubt = weights.detach().tolist()
-        # Frames that say nothing, such as one frame many times, must not turn sure into unsure.
-        if not all(map(math.isfinite, (bias, slope, doubt))) or slope <= 0:
-            return cls()
-        return cls(bias, slope, doubt)
+        low, high = 0.0, MAX_DOUBT
+        while high - low > _EXACT:
+            middle = (low + high) / 2
+            low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+        return cls(low, usual)
 
 
 @dataclass(slots=True)
@@ -145,6 +140,5 @@ class Confidence:
         self._recent.pop(domain, None)
 
 
-def _terms(probability_B: Tensor, vagueness_B: Tensor) -> Tensor:
-    certain_B = torch.logit(probability_B.clamp(_FURTHEST, 1 - _FURTHEST))
-    return torch.stack([torch.ones_like(certain_B), certain_B, vagueness_B], dim=-1)
+def _logit(probability_B: Tensor) -> Tensor:
+    return torch.logit(probability_B.clamp(_FURTHEST, 1 - _FURTHEST))

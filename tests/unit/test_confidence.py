@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from agent.score.confidence import GRIDS, WINDOW, Confidence, ConfidenceModel, shuffled
+from agent.score.confidence import GRIDS, MAX_DOUBT, WINDOW, Confidence, ConfidenceModel, shuffled
 from agent.testing import pictures
 
 
@@ -14,16 +14,17 @@ def answers(confidences, labels=5):
 
 
 def spoilt(n=4000, seed=0):
-    """Answers that get wrong faster than unsure: of 0.8, 0.7, 0.6 are right 0.8, 0.5, 0.2.
+    """Answers that get wrong faster than unsure: of 0.8, 0.7, 0.6 are right 0.8, 0.5, 0.3.
 
-    The frame as it is gives all its belief to one label.
+    The first are the frames as they are.
     """
     generator = torch.Generator().manual_seed(seed)
-    sound = torch.eye(5)[torch.zeros(n, dtype=torch.long)]
-    rest = []
-    for sure, right in ((0.8, 0.8), (0.7, 0.5), (0.6, 0.2)):
+    sound = answers([0.8] * n)
+    rest = [sound]
+    for sure, right in ((0.7, 0.5), (0.6, 0.3)):
         given = answers([sure] * n)
-        wrong = torch.rand(n, generator=generator) > right
+        # Where it is wrong the sound answer gives 0.05 to what the spoilt one says.
+        wrong = torch.rand(n, generator=generator) > (right - 0.05) / 0.75
         given[wrong] = given[wrong].roll(1, dims=1)
         rest.append(given)
     return sound, rest
@@ -33,23 +34,34 @@ def vagueness(sure):
     return torch.special.entr(answers([sure])).sum() / math.log(5)
 
 
-@pytest.mark.parametrize(("sure", "right"), [(0.8, 0.8), (0.7, 0.5), (0.6, 0.2)])
+@pytest.mark.parametrize(("sure", "right"), [(0.8, 0.8), (0.7, 0.5), (0.6, 0.3)])
 def test_it_learns_from_spoilt_frames_how_often_such_answers_are_right(sure, right):
     model = ConfidenceModel.fit(*spoilt())
     found = model(torch.tensor([sure]), vagueness(sure)[None]).item()
     assert found == pytest.approx(right, abs=0.05)
 
 
+@pytest.mark.parametrize("sure", [0.2, 0.5, 0.99])
+def test_on_ordinary_frames_it_is_the_softmax(sure):
+    model = ConfidenceModel.fit(*spoilt())
+    assert model(torch.tensor([sure]), vagueness(0.8)[None]).item() == pytest.approx(sure)
+
+
 def test_with_hardly_any_frames_it_stays_near_the_softmax():
-    sound, rest = spoilt(n=1)
-    model = ConfidenceModel.fit(sound, rest)
-    assert model(torch.tensor([0.7]), torch.tensor([0.0])).item() == pytest.approx(0.7, abs=0.12)
+    model = ConfidenceModel.fit(*spoilt(n=1))
+    assert model(torch.tensor([0.7]), vagueness(0.7)[None]).item() == pytest.approx(0.7, abs=0.12)
 
 
-def test_frames_that_are_all_one_do_not_turn_sure_into_unsure():
-    sound = answers([0.9]).roll(1, dims=1).expand(500, -1)
-    model = ConfidenceModel.fit(sound, [answers([0.3] * 500).roll(1, dims=1), answers([0.9] * 500)])
-    assert model.slope > 0
+def test_vaguer_answers_that_are_right_more_often_are_not_worth_more():
+    sound = answers([0.9] * 500)
+    model = ConfidenceModel.fit(sound, [sound, answers([0.6] * 500)])
+    assert model.doubt == pytest.approx(0, abs=1e-5)
+
+
+def test_answers_that_turn_to_nonsense_are_doubted_within_bounds():
+    sound = answers([0.99] * 500)
+    model = ConfidenceModel.fit(sound, [sound, answers([0.97] * 500).roll(1, dims=1)])
+    assert 10 < model.doubt <= MAX_DOUBT
 
 
 def test_without_a_calibration_it_is_the_softmax():
@@ -58,19 +70,19 @@ def test_without_a_calibration_it_is_the_softmax():
 
 
 def test_certain_answers_are_never_more_than_a_probability():
-    found = ConfidenceModel(1.0, 1.2, -2.0)(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
+    found = ConfidenceModel(2.0, 0.1)(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]))
     assert all(0 <= p <= 1 for p in found.tolist())
 
 
 def test_a_vague_domain_makes_the_same_answer_worth_less():
-    confidence = Confidence(ConfidenceModel(0.0, 1.0, -4.0))
+    confidence = Confidence(ConfidenceModel(4.0))
     confidence.observe([1] * 8, answers([0.3] * 8), [True] * 8)
     sharp, vague = confidence.observe([0, 1], answers([0.9, 0.9]), [True, True])
     assert vague < sharp - 0.1
 
 
 def test_frames_that_were_not_admitted_say_nothing_of_their_domain():
-    confidence = Confidence(ConfidenceModel(0.0, 1.0, -4.0))
+    confidence = Confidence(ConfidenceModel(4.0))
     [before] = confidence.observe([1], answers([0.9]), [True])
     confidence.observe([1] * 50, answers([0.3] * 50), [False] * 50)
     [after] = confidence.observe([1], answers([0.9]), [True])
